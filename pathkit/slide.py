@@ -1,0 +1,705 @@
+"""Open a slide, whatever it is, and read any rectangle of it at any resolution.
+
+Decisions
+---------
+* A read is addressed by its top left corner in level-0 pixels, its size in output pixels and its resolution in microns
+  per pixel (mpp). Magnification is for people: it appears in `Slide.magnification` and nowhere else.
+* One resampling for everything, an area average (box filter): an output pixel is the mean of the square that it covers
+  on the slide. Its value therefore depends on that square alone, and a region read in parts equals the region read at
+  once. The pixels averaged come from the coarsest level that is no coarser than what was asked for.
+* mpp comes from the caller, else from the vendor's metadata, else from TIFF resolution tags, and `Slide.mpp_source`
+  says which. It is never guessed from a magnification: objectives of one name differ by 15% between scanners.
+* A `Slide` holds no open handle when it is pickled or forked; each process opens its own at the first read. Within a
+  process one handle serves all threads, since OpenSlide locks what it must.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil, floor
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pathkit.geometry import Box, Frames
+
+__all__ = ["Level", "MissingMppError", "Slide", "SlideError", "open_slide"]
+
+RGB = NDArray[np.uint8]
+
+#: Microns per pixel that a microscope's scanner can have; a printer's 72 dpi (353 µm) lies outside.
+PLAUSIBLE_MPP = (0.02, 50.0)
+#: A level counts as fine enough when it is at most this much coarser than asked (0.2501 serves 0.25).
+LEVEL_TOLERANCE = 1.005
+#: Source pixels held at once by one read; larger regions are read in bands of rows.
+BAND_PIXELS = 8_000_000
+#: Plain images are decoded whole, so they are bounded (RGB bytes = 3 x this).
+MAX_IMAGE_PIXELS = 500_000_000
+
+
+class SlideError(ValueError):
+    """A slide that cannot be opened or read; the message says why and what to do."""
+
+
+class MissingMppError(SlideError):
+    """Microns are needed and the slide does not carry its resolution."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid.
+
+    Attributes
+    ----------
+    index : int
+        0 is the finest.
+    width, height : int
+        Pixels.
+    downsample : float
+        Relative to level 0, at least 1.
+    mpp : float or None
+        Microns per pixel of this level.
+    """
+
+    index: int
+    width: int
+    height: int
+    downsample: float
+    mpp: float | None
+
+
+class PatchRows(Protocol):
+    """Rows of a patch table: a DataFrame, or anything with these columns."""
+
+    def __getitem__(self, column: str, /) -> Any: ...
+    def __len__(self) -> int: ...
+
+
+def open_slide(source: str | os.PathLike[str] | NDArray[np.uint8], *, mpp: float | None = None) -> Slide:
+    """Open a whole-slide image, a plain image, or an array.
+
+    Parameters
+    ----------
+    source : path or (H, W, 3) uint8 array
+        Any format of OpenSlide (SVS, NDPI, MRXS, SCN, BIF, VSI, DICOM, pyramidal TIFF, ...), a PNG, JPEG or TIFF
+        image, or pixels in memory.
+    mpp : float, optional
+        Microns per level-0 pixel. Overrides what the file says; needed where it says nothing.
+
+    Returns
+    -------
+    Slide
+
+    Raises
+    ------
+    SlideError
+        If `source` does not exist, is empty, is damaged, or is nothing that can be read as a slide; or if its pixels
+        are not square (mpp in x and y differ by more than 1%).
+
+    Examples
+    --------
+    >>> slide = open_slide(np.full((512, 1024, 3), 255, np.uint8), mpp=0.5)
+    >>> slide.dimensions, slide.mpp, slide.mpp_source
+    ((1024, 512), 0.5, 'user')
+    >>> slide.read_region((0, 0), (256, 128), mpp=2.0).shape
+    (128, 256, 3)
+    """
+    if mpp is not None and not (np.isfinite(mpp) and mpp > 0):
+        raise SlideError(f"open_slide: mpp must be a positive number of microns per pixel, got {mpp}.")
+    if isinstance(source, np.ndarray):
+        return Slide(_checked_pixels(source, "array"), mpp)
+    return Slide(Path(source), mpp)
+
+
+class Slide:
+    """A slide that is open for reading; made by `open_slide`.
+
+    Safe to share between threads, to pickle, and to use in forked or spawned processes. Also a context manager.
+
+    Attributes
+    ----------
+    name : str
+        File name without its suffix; ``"array"`` for pixels in memory.
+    path : Path or None
+    """
+
+    def __init__(self, source: Path | RGB, mpp: float | None):
+        self.path = source if isinstance(source, Path) else None
+        self.name = source.stem if isinstance(source, Path) else "array"
+        self._pixels = None if isinstance(source, Path) else source
+        self._user_mpp = None if mpp is None else float(mpp)
+        self._lock = threading.Lock()
+        self._reader: _Reader | None = None
+        self._pid = -1
+        reader = self._open()
+        self._describe(reader)
+
+    def _describe(self, reader: _Reader) -> None:
+        """Keep what does not need the handle, so that a pickled slide answers without opening."""
+        self.dimensions: tuple[int, int] = reader.level_dimensions[0]
+        self.properties: Mapping[str, str] = reader.properties
+        self._mpp, self.mpp_source = _resolve_mpp(self.name, self._user_mpp, reader)
+        downsamples = tuple(_true_downsample(self.dimensions, size) for size in reader.level_dimensions)
+        self.frames = Frames(self._mpp, downsamples)
+        self.levels = tuple(
+            Level(i, *size, ds, None if self._mpp is None else self._mpp * ds)
+            for i, (size, ds) in enumerate(zip(reader.level_dimensions, downsamples, strict=True))
+        )
+        self.bounds: Box = reader.bounds
+        self.magnification: float | None = reader.magnification
+
+    # The handle ------------------------------------------------------------------------------------------------
+
+    def _open(self) -> _Reader:
+        """This process's reader; opened at first use, and again after a fork, a pickle or `close`."""
+        with self._lock:
+            if self._reader is None or self._pid != os.getpid():
+                self._reader = (
+                    _array_reader(self._pixels) if self._pixels is not None else _file_reader(self.path)
+                )
+                self._pid = os.getpid()
+            return self._reader
+
+    def close(self) -> None:
+        """Give the file handle back. A later read opens it again."""
+        with self._lock:
+            if self._reader is not None and self._pid == os.getpid():
+                self._reader.close()
+            self._reader = None
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_lock"], state["_reader"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+        self._reader = None
+
+    def __repr__(self) -> str:
+        width, height = self.dimensions
+        mpp = "mpp unknown" if self._mpp is None else f"{self._mpp:.4g} µm/px ({self.mpp_source})"
+        return f"<Slide {self.name}: {width} x {height} px, {len(self.levels)} levels, {mpp}>"
+
+    # What it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def mpp(self) -> float:
+        """Microns per level-0 pixel.
+
+        Raises
+        ------
+        MissingMppError
+            If neither the file nor the caller gave it.
+        """
+        if self._mpp is None:
+            label = self.path.name if self.path else self.name
+            hint = "" if self.magnification is None else f" (the file says {self.magnification:g}x)"
+            raise MissingMppError(
+                f"{label}: no mpp in its metadata. Pass open_slide(path, mpp=...), or --mpp on the command line, if the"
+                f" scanner's record gives it; pathkit does not guess it from the magnification{hint}."
+            )
+        return self._mpp
+
+    @property
+    def mpp_or_none(self) -> float | None:
+        """Microns per level-0 pixel, or None where unknown."""
+        return self._mpp
+
+    @property
+    def associated_images(self) -> Mapping[str, RGB]:
+        """Label, macro and thumbnail images that the scanner stored, each (H, W, 3) uint8; read when asked for."""
+        return _LazyImages(self)
+
+    # Reading ---------------------------------------------------------------------------------------------------
+
+    def read_region(
+        self,
+        location: tuple[float, float],
+        size: tuple[int, int],
+        *,
+        mpp: float | None = None,
+        level: int | None = None,
+    ) -> RGB:
+        """Read a rectangle.
+
+        Parameters
+        ----------
+        location : (x, y)
+            Top left corner in level-0 pixels. Fractions are honoured, negative numbers and places beyond the slide
+            read as white.
+        size : (width, height)
+            Size of the result, in output pixels.
+        mpp : float, optional
+            Resolution of the result. The slide's own mpp must be known, and must not be coarser.
+        level : int, optional
+            Read the pixels of this level instead, 0 unless `mpp` is given.
+
+        Returns
+        -------
+        (height, width, 3) uint8 array
+            RGB. Pixel (r, c) is the mean of the square of side mpp that starts at ``location + (c, r) * mpp``.
+
+        Raises
+        ------
+        MissingMppError
+            If `mpp` is given and the slide's is unknown.
+        SlideError
+            If `mpp` is finer than the slide's (that would invent detail), or the file is damaged at this place.
+        ValueError
+            If `size` is not positive, or both `mpp` and `level` are given.
+        """
+        width, height = _checked_size(size)
+        if mpp is not None and level is not None:
+            raise ValueError("read_region: give mpp or level, not both.")
+        if mpp is None:
+            index = self._checked_level(0 if level is None else level)
+            step = 1.0
+        else:
+            index, step = self._level_for(mpp)
+        x_lv, y_lv = (float(v) / self.levels[index].downsample for v in location)
+        reader = self._open()
+        out = np.empty((height, width, 3), np.uint8)
+        rows_per_band = max(1, int(BAND_PIXELS / (max(1.0, width * step) * step)))
+        for top in range(0, height, rows_per_band):
+            rows = min(rows_per_band, height - top)
+            out[top : top + rows] = _read_area_mean(
+                reader, index, x_lv, y_lv + top * step, step, width=width, height=rows
+            )
+        return out
+
+    def read_patches(self, patches: PatchRows, *, out: RGB | None = None, threads: int | None = None) -> RGB:
+        """Read the patches of a table, in its order.
+
+        Parameters
+        ----------
+        patches : DataFrame
+            Columns x_l0, y_l0, size_px, mpp; one size_px and one mpp.
+        out : (N, size_px, size_px, 3) uint8 array, optional
+            Filled in place and returned, so that one buffer serves all batches.
+        threads : int, optional
+            Readers at once; the number of cores (4 at most) by default. OpenSlide decodes outside Python's lock.
+
+        Returns
+        -------
+        (N, size_px, size_px, 3) uint8 array
+        """
+        x_l0, y_l0 = np.asarray(patches["x_l0"]), np.asarray(patches["y_l0"])
+        size_px = int(_only_value(patches, "size_px"))
+        mpp = float(_only_value(patches, "mpp"))
+        shape = (len(x_l0), size_px, size_px, 3)
+        if out is None:
+            out = np.empty(shape, np.uint8)
+        elif out.shape != shape or out.dtype != np.uint8:
+            raise ValueError(f"read_patches: out must be {shape} uint8, got {out.shape} {out.dtype}.")
+        batch = out
+
+        def read(row: int) -> None:
+            batch[row] = self.read_region((x_l0[row], y_l0[row]), (size_px, size_px), mpp=mpp)
+
+        order = np.lexsort((x_l0, y_l0))  # row by row, so that neighbours find their tiles in the cache
+        threads = threads or min(4, os.cpu_count() or 1)
+        if threads == 1 or len(order) < 2:
+            for row in order:
+                read(row)
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(read, order))
+        return batch
+
+    def thumbnail(self, max_size_px: int = 1024) -> RGB:
+        """The whole slide, its longer side at most `max_size_px`; (H, W, 3) uint8. Needs no mpp."""
+        width, height = self.dimensions
+        scale = max(1.0, max(width, height) / max_size_px)
+        index = max(lv.index for lv in self.levels if lv.downsample <= scale * LEVEL_TOLERANCE)
+        level = self.levels[index]
+        pixels = self.read_region((0, 0), (level.width, level.height), level=index)
+        size = (max(1, round(width / scale)), max(1, round(height / scale)))
+        return (
+            pixels if pixels.shape[1::-1] == size else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        )
+
+    def _checked_level(self, level: int) -> int:
+        if not 0 <= level < len(self.levels):
+            raise ValueError(f"{self.name}: no level {level}; it has levels 0 to {len(self.levels) - 1}.")
+        return level
+
+    def _level_for(self, mpp: float) -> tuple[int, float]:
+        """The level to read for a resolution, and the side of an output pixel in pixels of that level."""
+        scale = mpp / self.mpp
+        fine_enough = [lv for lv in self.levels if lv.downsample <= scale * LEVEL_TOLERANCE]
+        if not fine_enough:
+            raise SlideError(
+                f"{self.name}: asked for {mpp:g} µm/px, but its finest level has {self.mpp:.4g}. pathkit does not enlarge"
+                f" pixels: ask for mpp >= {self.mpp:.4g}."
+            )
+        best = max(fine_enough, key=lambda lv: lv.downsample)
+        return best.index, scale / best.downsample
+
+
+# Area average ----------------------------------------------------------------------------------------------------
+
+
+def _read_area_mean(
+    reader: _Reader, level: int, x_lv: float, y_lv: float, step: float, *, width: int, height: int
+) -> RGB:
+    """Mean of each `step` x `step` square of a level, from (x_lv, y_lv) on; see the module's docstring."""
+    x_lv, y_lv, step = (_snapped(v) for v in (x_lv, y_lv, step))
+    x0, y0 = floor(x_lv), floor(y_lv)
+    x1, y1 = ceil(_snapped(x_lv + width * step)), ceil(_snapped(y_lv + height * step))
+    pixels = reader.read(level, x0, y0, x1 - x0, y1 - y0)
+    whole = x_lv == x0 and y_lv == y0 and step == int(step)
+    if whole and step == 1:
+        return pixels
+    if whole:
+        return _shrunk(pixels, (width, height))
+    rows = _averaging_matrix(y_lv - y0, step, height, y1 - y0)
+    cols = _averaging_matrix(x_lv - x0, step, width, x1 - x0)
+    tall = (rows @ pixels.reshape(y1 - y0, -1).astype(np.float32)).reshape(height, x1 - x0, 3)
+    mean = (cols @ tall.transpose(1, 0, 2).reshape(x1 - x0, -1)).reshape(width, height, 3)
+    # Halves occur often (two pixels averaged). The nudge rounds them up whatever the last bits of the sum, so that
+    # the same square gives the same value in every region that contains it.
+    return np.floor(mean.transpose(1, 0, 2) + 0.501).clip(0, 255).astype(np.uint8)
+
+
+def _shrunk(pixels: RGB, size: tuple[int, int]) -> RGB:
+    """Area average to (width, height), by whole factors or to the nearest size."""
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _averaging_matrix(start: float, step: float, n_out: int, n_in: int) -> Any:
+    """(n_out, n_in) sparse matrix whose row i averages the interval from ``start + i * step``, `step` long."""
+    from scipy.sparse import csr_array
+
+    edges = start + step * np.arange(n_out + 1)
+    first, last = np.floor(edges[:-1]).astype(int), np.ceil(edges[1:]).astype(int)
+    columns = first[:, None] + np.arange(int((last - first).max()))
+    overlap = np.minimum(columns + 1, edges[1:, None]) - np.maximum(columns, edges[:-1, None])
+    weights = np.where(columns < n_in, np.maximum(overlap, 0), 0).astype(np.float32)
+    weights /= weights.sum(1, keepdims=True)
+    row = np.repeat(np.arange(n_out), columns.shape[1])
+    return csr_array((weights.ravel(), (row, columns.clip(max=n_in - 1).ravel())), shape=(n_out, n_in))
+
+
+def _snapped(value: float) -> float:
+    """`value`, or the integer that it misses by a rounding error."""
+    nearest = round(value)
+    return float(nearest) if abs(value - nearest) < 1e-6 else value
+
+
+def _true_downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
+    """The factor between two levels: the integer that explains both sizes, else the mean of the two ratios.
+
+    Scanners halve and drop or add a last column; the ratio of the sizes would then shift a far corner by a pixel.
+    """
+    ratio = (full[0] / size[0] + full[1] / size[1]) / 2
+    whole = round(ratio)
+    explains = whole >= 1 and all(abs(f / whole - s) < 1 for f, s in zip(full, size, strict=True))
+    return float(whole) if explains else ratio
+
+
+# Readers: where pixels come from ---------------------------------------------------------------------------------
+
+
+class _Reader(ABC):
+    """Level pixels of one open source; integer places in, RGB out, white beyond the edges."""
+
+    level_dimensions: tuple[tuple[int, int], ...]
+    properties: Mapping[str, str]
+    bounds: Box
+    magnification: float | None = None
+
+    @abstractmethod
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB: ...
+
+    @abstractmethod
+    def stored_mpp(self) -> tuple[float | None, float | None, str]:
+        """mpp in x and y, and where it stands; (None, None, "none") where it does not."""
+
+    def associated(self) -> Mapping[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        return None
+
+
+class _OpenSlideReader(_Reader):
+    def __init__(self, path: Path):
+        import openslide
+
+        self._name = path.name
+        self._handle = openslide.OpenSlide(str(path))
+        self.level_dimensions = self._handle.level_dimensions
+        self.properties = dict(self._handle.properties)
+        self._downsamples = self._handle.level_downsamples
+        background = self.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
+        self._background = np.array([int(background[i : i + 2], 16) for i in (0, 2, 4)], np.uint16)
+        self.bounds = self._stored_bounds()
+        power = self.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+        self.magnification = float(power) if power else None
+
+    def _stored_bounds(self) -> Box:
+        keys = [f"openslide.bounds-{k}" for k in ("x", "y", "width", "height")]
+        if all(k in self.properties for k in keys):
+            return Box(*(float(self.properties[k]) for k in keys))
+        return Box(0, 0, *self.level_dimensions[0])
+
+    def stored_mpp(self) -> tuple[float | None, float | None, str]:
+        x, y = (self.properties.get(f"openslide.mpp-{axis}") for axis in "xy")
+        if x is None or y is None:
+            return None, None, "none"
+        return float(x), float(y), "openslide.mpp-x"
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        import openslide
+
+        # OpenSlide divides by its own downsample, so multiply by that one and not by ours.
+        location = round(x * self._downsamples[level]), round(y * self._downsamples[level])
+        try:
+            rgba = np.asarray(self._handle.read_region(location, level, (width, height)))
+        except openslide.OpenSlideError as error:
+            raise SlideError(
+                f"{self._name}: damaged at level {level}, x {x}, y {y} ({width} x {height} px): {error}. The file may be"
+                " truncated: compare its size with the original and copy it again."
+            ) from error
+        rgb = rgba[..., :3]
+        alpha = rgba[..., 3:].astype(np.uint16)
+        if (alpha == 255).all():
+            return np.ascontiguousarray(rgb)
+        return ((rgb * alpha + self._background * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+    def associated(self) -> Mapping[str, Any]:
+        return self._handle.associated_images
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class _ImageReader(_Reader):
+    """Pixels in memory, one level."""
+
+    def __init__(
+        self, pixels: RGB, properties: Mapping[str, str], mpp_xy: tuple[float | None, float | None, str]
+    ):
+        self._pixels = pixels
+        height, width = pixels.shape[:2]
+        self.level_dimensions = ((width, height),)
+        self.properties = properties
+        self.bounds = Box(0, 0, width, height)
+        self._mpp_xy = mpp_xy
+
+    def stored_mpp(self) -> tuple[float | None, float | None, str]:
+        return self._mpp_xy
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+        rows, cols = self._pixels.shape[:2]
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, cols), min(y + height, rows)
+        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
+            return self._pixels[y0:y1, x0:x1].copy()
+        out = np.full((height, width, 3), 255, np.uint8)
+        if x0 < x1 and y0 < y1:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._pixels[y0:y1, x0:x1]
+        return out
+
+
+def _array_reader(pixels: RGB) -> _Reader:
+    return _ImageReader(pixels, {}, (None, None, "none"))
+
+
+def _file_reader(path: Path | None) -> _Reader:
+    """Open a file with OpenSlide where it knows the format, else as a plain image."""
+    import openslide
+
+    assert path is not None
+    _check_file(path)
+    try:
+        vendor = openslide.OpenSlide.detect_format(str(path))
+    except openslide.OpenSlideError:
+        vendor = None
+    if vendor is not None:
+        try:
+            return _OpenSlideReader(path)
+        except openslide.OpenSlideError as error:
+            plain = _plain_image_or_none(path)
+            if plain is not None:
+                return plain
+            raise SlideError(
+                f"{path.name}: looks like a slide ({vendor}), but OpenSlide cannot open it: {error}. The file may be"
+                " truncated or of a variant that OpenSlide lacks; copy it again, or convert it to a pyramidal TIFF."
+            ) from error
+    plain = _plain_image_or_none(path)
+    if plain is None:
+        raise SlideError(
+            f"{path.name}: neither a slide format of OpenSlide nor a readable PNG, JPEG or TIFF image. {_OTHER_SOURCES}"
+        )
+    return plain
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        raise SlideError(f"{path}: no such file.")
+    if path.is_dir():
+        raise SlideError(
+            f"{path}: a folder, not a slide. Give a file of it: for DICOM any file of the series,"
+            " for MIRAX the .mrxs file beside the folder."
+        )
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise SlideError(f"{path.name}: empty (0 bytes). The copy or the download did not finish.")
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read: {error.strerror}. Check the permissions.") from error
+
+
+def _plain_image_or_none(path: Path) -> _Reader | None:
+    """The file as one image in memory; None where it is no image at all.
+
+    Raises
+    ------
+    SlideError
+        If it is an image, but too large to decode whole, truncated, or not 8-bit.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with path.open("rb") as file:
+        if file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return _tiff_reader(path)
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit and message, below
+    try:
+        with Image.open(path) as image:
+            _check_pixel_count(path.name, *image.size)
+            pixels = np.asarray(_flattened(image))
+    except UnidentifiedImageError:
+        return None
+    except OSError as error:
+        raise SlideError(f"{path.name}: a damaged image: {error}. Copy it again.") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    return _ImageReader(_checked_pixels(pixels, path.name), {}, (None, None, "none"))
+
+
+def _flattened(image: Any) -> Any:
+    """A PIL image as RGB, transparent parts on white."""
+    from PIL import Image
+
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _tiff_reader(path: Path) -> _Reader:
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages.first
+            _check_pixel_count(path.name, page.imagewidth, page.imagelength)
+            pixels = page.asarray()
+            mpp_xy = _tiff_mpp(page)
+    except SlideError:
+        raise
+    except (
+        Exception
+    ) as error:  # tifffile and its codecs raise many kinds; all mean that this file cannot be decoded
+        raise SlideError(
+            f"{path.name}: a TIFF that cannot be decoded: {error}. It may be truncated."
+        ) from error
+    if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and pixels.shape[2] not in (3, 4):
+        pixels = np.moveaxis(pixels, 0, 2)  # planar
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return _ImageReader(_checked_pixels(pixels[..., :3], path.name), {}, mpp_xy)
+
+
+def _tiff_mpp(page: Any) -> tuple[float | None, float | None, str]:
+    """mpp from TIFF resolution tags; an absolute unit (inch, centimetre) is required."""
+    um_per_unit = {2: 25_400.0, 3: 10_000.0}.get(int(page.tags.valueof("ResolutionUnit", default=1)))
+    values = [page.tags.valueof(f"{axis}Resolution") for axis in "XY"]
+    if um_per_unit is None or any(v is None or v[0] == 0 or v[1] == 0 for v in values):
+        return None, None, "none"
+    x, y = (um_per_unit * v[1] / v[0] for v in values)
+    return x, y, "TIFF resolution tags"
+
+
+class _LazyImages(Mapping[str, RGB]):
+    """Associated images by name, decoded when looked up."""
+
+    def __init__(self, slide: Slide):
+        self._slide = slide
+
+    def __getitem__(self, name: str) -> RGB:
+        return np.asarray(_flattened(self._slide._open().associated()[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slide._open().associated())
+
+    def __len__(self) -> int:
+        return len(self._slide._open().associated())
+
+
+# Checks ----------------------------------------------------------------------------------------------------------
+
+
+def _resolve_mpp(name: str, user: float | None, reader: _Reader) -> tuple[float | None, str]:
+    """mpp and its provenance: the caller, else the file if what it says is possible."""
+    if user is not None:
+        return user, "user"
+    x, y, source = reader.stored_mpp()
+    if x is None or y is None or not all(PLAUSIBLE_MPP[0] <= v <= PLAUSIBLE_MPP[1] for v in (x, y)):
+        return None, "none"
+    if abs(x / y - 1) > 0.01:
+        raise SlideError(
+            f"{name}: its pixels are not square ({source}: {x:.4g} µm wide, {y:.4g} µm high). Resample it to square"
+            " pixels first, or pass mpp=... if the metadata are wrong."
+        )
+    return (x + y) / 2, source
+
+
+def _checked_pixels(pixels: NDArray[Any], name: str) -> RGB:
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or pixels.size == 0:
+        raise SlideError(
+            f"{name}: expected (H, W, 3) uint8 RGB, got {pixels.shape} {pixels.dtype}. Convert it first, for example with"
+            " skimage.util.img_as_ubyte."
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _check_pixel_count(name: str, width: int, height: int) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise SlideError(
+            f"{name}: {width} x {height} px in one plain image, which must be decoded whole (limit"
+            f" {MAX_IMAGE_PIXELS // 1_000_000} Mpx). Convert it to a pyramidal tiled TIFF, for example with libvips."
+        )
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    width, height = size
+    if int(width) != width or int(height) != height or width < 1 or height < 1:
+        raise ValueError(f"read_region: size must be two positive whole numbers (width, height), got {size}.")
+    return int(width), int(height)
+
+
+def _only_value(patches: PatchRows, column: str) -> Any:
+    values = np.unique(np.asarray(patches[column]))
+    if len(values) != 1:
+        raise ValueError(
+            f"read_patches: one {column} per call, got {values.tolist()[:5] or 'an empty table'}. Read each group of"
+            f" patches.groupby({column!r}) on its own."
+        )
+    return values[0]
