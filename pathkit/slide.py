@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, floor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -364,10 +364,8 @@ def _read_area_mean(
     x1, y1 = ceil(_snapped(x_lv + width * step)), ceil(_snapped(y_lv + height * step))
     pixels = reader.read(level, x0, y0, x1 - x0, y1 - y0)
     whole = x_lv == x0 and y_lv == y0 and step == int(step)
-    if whole and step == 1:
-        return pixels
     if whole:
-        return _shrunk(pixels, (width, height))
+        return pixels if step == 1 else _shrunk(pixels, (width, height))
     rows = _averaging_matrix(y_lv - y0, step, height, y1 - y0)
     cols = _averaging_matrix(x_lv - x0, step, width, x1 - x0)
     tall = (rows @ pixels.reshape(y1 - y0, -1).astype(np.float32)).reshape(height, x1 - x0, 3)
@@ -379,7 +377,7 @@ def _read_area_mean(
 
 def _shrunk(pixels: RGB, size: tuple[int, int]) -> RGB:
     """Area average to (width, height), by whole factors or to the nearest size."""
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return cast(RGB, cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
 def _averaging_matrix(start: float, step: float, n_out: int, n_in: int) -> Any:
@@ -479,9 +477,9 @@ class _OpenSlideReader(_Reader):
             ) from error
         rgb = rgba[..., :3]
         alpha = rgba[..., 3:].astype(np.uint16)
-        if (alpha == 255).all():
-            return np.ascontiguousarray(rgb)
-        return ((rgb * alpha + self._background * (255 - alpha) + 127) // 255).astype(np.uint8)
+        if (alpha < 255).any():
+            rgb = ((rgb * alpha + self._background * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return np.ascontiguousarray(rgb)
 
     def associated(self) -> Mapping[str, Any]:
         return self._handle.associated_images
@@ -545,7 +543,7 @@ def _file_reader(path: Path | None) -> _Reader:
     plain = _plain_image_or_none(path)
     if plain is None:
         raise SlideError(
-            f"{path.name}: neither a slide format of OpenSlide nor a readable PNG, JPEG or TIFF image. {_OTHER_SOURCES}"
+            f"{path.name}: neither a slide format of OpenSlide nor a readable PNG, JPEG or TIFF image."
         )
     return plain
 
