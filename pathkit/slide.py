@@ -330,9 +330,7 @@ class Slide:
         level = self.levels[index]
         pixels = self.read_region((0, 0), (level.width, level.height), level=index)
         size = (max(1, round(width / scale)), max(1, round(height / scale)))
-        return (
-            pixels if pixels.shape[1::-1] == size else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        )
+        return pixels if pixels.shape[1::-1] == size else _shrunk(pixels, size)
 
     def _checked_level(self, level: int) -> int:
         if not 0 <= level < len(self.levels):

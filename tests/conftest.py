@@ -16,7 +16,9 @@ REAL_DATA = Path(os.environ.get("PATHKIT_REAL_DATA", ROOT.parent / "shared" / "d
 def real_data() -> Path:
     """The folder of real slides and annotations, or a skip that says what is missing."""
     if not REAL_DATA.is_dir():
-        pytest.skip(f"real data absent: no folder {REAL_DATA.name} beside the project (set PATHKIT_REAL_DATA)")
+        pytest.skip(
+            f"real data absent: no folder {REAL_DATA.name} beside the project (set PATHKIT_REAL_DATA)"
+        )
     return REAL_DATA
 
 
