@@ -1,0 +1,52 @@
+# pathkit: everything starts with `make help`. Needs Python 3.11 or later; nothing else is installed system-wide.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Without a screen, or inside SSH, JupyterLab prints its address instead of opening a browser; root needs its consent.
+LAB_FLAGS := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname))),,--no-browser) \
+             $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: help lab demo notebooks test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@echo "pathkit: machine learning for pathology on whole-slide images, in JupyterLab"
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+lab: $(INSTALLED) demo  ## install, prepare the demo slides, open JupyterLab on notebook 00
+	@echo "== Opening JupyterLab on notebooks/00_start_here.ipynb (end it with Ctrl-C)"
+	$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00_start_here.ipynb
+
+demo: $(INSTALLED)  ## prepare the demo slides (made once, then kept in the cache)
+	@$(BIN)/pathkit demo
+
+notebooks: $(INSTALLED) demo  ## execute the notebooks that changed and store their outputs (FORCE=1: all)
+	@echo "== Executing the notebooks whose cells, package or versions changed"
+	$(BIN)/python tests/notebooks/execute.py $(if $(FORCE),--force)
+
+test: $(INSTALLED)  ## run all tests; browser tests are skipped where Chromium is absent
+	@echo "== Testing (about 15 minutes on two cores; pytest options in ARGS)"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED)  ## ruff, import layers, types
+	@echo "== Checking style, import layers and types"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## run the benchmarks; they print ratios
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove .venv and caches of tools (not the demo slides: `pathkit demo --remove` does that)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pathkit needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12"; exit 1; }
+	@echo "== Installing pathkit and its tested versions into $(VENV) (about 2 GB, 2 to 5 minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@touch $@
