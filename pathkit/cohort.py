@@ -1,0 +1,149 @@
+"""Run one thing on many slides, and lose nothing when one of them fails.
+
+Each slide gets a row in ``<step>.csv`` with status ``ok`` or ``error`` and the reason; the file is rewritten whole after
+every slide, so that an interrupted run resumes with the slides that are left. A row counts as done while the step's
+parameters, written beside it, are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from pathkit.slide import SlideError
+
+__all__ = ["find_slides", "run"]
+
+#: Suffixes taken from a folder. A file named directly is tried whatever its suffix.
+SLIDE_SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm .png .jpg .jpeg".split()
+)
+
+
+def find_slides(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Files named, and slides in folders named, sorted within each folder.
+
+    Raises
+    ------
+    SlideError
+        If a folder holds no slide, or nothing is named.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
+        if not inside:
+            raise SlideError(
+                f"{path}: no slides in this folder (looked for {', '.join(sorted(SLIDE_SUFFIXES))}). Name the files"
+                " themselves if they end otherwise."
+            )
+        found.extend(inside)
+    if not found:
+        raise SlideError("No slide given. Name slide files, or folders of slides.")
+    return found
+
+
+def run(
+    work: Callable[[Path], Mapping[str, Any]],
+    slides: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str],
+    step: str,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Apply `work` to each slide; one row a slide, an error row where it failed.
+
+    Parameters
+    ----------
+    work : callable
+        Takes the path of a slide and returns what belongs in its row (numbers, names of files written).
+    slides : sequence of paths
+        Two slides with one file name (``a/1.svs`` and ``b/1.svs``) are refused, since their outputs would collide.
+    out : path
+        Folder for ``<step>.csv`` and ``<step>.json``; made where it is missing.
+    step : str
+        Name of what is done, for example ``"tissue"``.
+    parameters : mapping, optional
+        What the result depends on. Rows made with other parameters are made again.
+    force : bool
+        Make every row again.
+
+    Returns
+    -------
+    DataFrame
+        Columns slide_id, path, status ("ok" or "error"), error, seconds, and what `work` returned.
+
+    Raises
+    ------
+    SlideError
+        If two slides share a name.
+    """
+    paths = [Path(p) for p in slides]
+    _check_names(paths)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    table_path, parameters_path = folder / f"{step}.csv", folder / f"{step}.json"
+    asked = json.dumps(dict(parameters or {}), sort_keys=True, default=str)
+    same = parameters_path.exists() and parameters_path.read_text() == asked
+    done = _rows_done(table_path) if same and not force else {}
+    _write_whole(parameters_path, asked)
+    rows = {slide_id: row for slide_id, row in done.items() if slide_id not in {p.stem for p in paths}}
+    with tqdm(paths, desc=step, unit="slide", disable=not progress) as bar:
+        for path in bar:
+            bar.set_postfix_str(path.name)
+            row = done.get(path.stem)
+            if row is None or row["path"] != str(path):
+                row = _row(work, path)
+            rows[path.stem] = row
+            _write_whole(table_path, pd.DataFrame(list(rows.values())).to_csv(index=False))
+    return pd.DataFrame([rows[p.stem] for p in paths])
+
+
+def _row(work: Callable[[Path], Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    start = time.perf_counter()
+    row: dict[str, Any] = {"slide_id": path.stem, "path": str(path), "status": "ok", "error": ""}
+    try:
+        row.update(work(path))
+    except (
+        ValueError,
+        OSError,
+        MemoryError,
+    ) as error:  # the slide's fault; a fault of ours should be seen whole
+        row.update(status="error", error=" ".join(str(error).split()) or type(error).__name__)
+    row["seconds"] = round(time.perf_counter() - start, 3)
+    return row
+
+
+def _rows_done(table_path: Path) -> dict[str, dict[str, Any]]:
+    if not table_path.exists():
+        return {}
+    table = pd.read_csv(table_path, dtype={"slide_id": str, "path": str}, keep_default_na=False)
+    return {row["slide_id"]: row for row in table.to_dict("records") if row["status"] == "ok"}
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.stem, path)
+        if other != path:
+            raise SlideError(
+                f"{other} and {path} share the name {path.stem!r}, so that their results would overwrite each other. Run"
+                " them into two folders."
+            )
