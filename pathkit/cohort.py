@@ -23,7 +23,8 @@ __all__ = ["find_slides", "run"]
 
 #: Suffixes taken from a folder. A file named directly is tried whatever its suffix.
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .czi .dcm .png .jpg .jpeg".split()
+    (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
+    + (".png", ".jpg", ".jpeg")
 )
 
 
@@ -98,7 +99,7 @@ def run(
     same = parameters_path.exists() and parameters_path.read_text() == asked
     done = _rows_done(table_path) if same and not force else {}
     _write_whole(parameters_path, asked)
-    rows = {slide_id: row for slide_id, row in done.items() if slide_id not in {p.stem for p in paths}}
+    rows = dict(done)
     with tqdm(paths, desc=step, unit="slide", disable=not progress) as bar:
         for path in bar:
             bar.set_postfix_str(path.name)
@@ -129,7 +130,7 @@ def _rows_done(table_path: Path) -> dict[str, dict[str, Any]]:
     if not table_path.exists():
         return {}
     table = pd.read_csv(table_path, dtype={"slide_id": str, "path": str}, keep_default_na=False)
-    return {row["slide_id"]: row for row in table.to_dict("records") if row["status"] == "ok"}
+    return {str(row["slide_id"]): dict(row) for row in table.to_dict("records") if row["status"] == "ok"}  # type: ignore[arg-type]
 
 
 def _write_whole(path: Path, text: str) -> None:

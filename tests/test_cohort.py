@@ -69,6 +69,16 @@ def test_an_interrupted_run_resumes_with_what_is_left(slides, tmp_path):
     assert (table["status"] == "ok").all()
 
 
+def test_a_second_interruption_loses_no_row(slides, tmp_path):
+    paths = cohort.find_slides([slides])
+    cohort.run(Work(bad=["a"]), paths, out=tmp_path, step="t", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        cohort.run(Work(stop_at="a"), paths, out=tmp_path, step="t", progress=False)
+    last = Work()
+    cohort.run(last, paths, out=tmp_path, step="t", progress=False)
+    assert last.calls == ["a"]
+
+
 def test_errors_are_tried_again_and_successes_are_not(slides, tmp_path):
     paths = cohort.find_slides([slides])
     cohort.run(Work(bad=["a"]), paths, out=tmp_path, step="t", progress=False)
