@@ -38,6 +38,7 @@ _NAMES = {
 _MODULES = (
     "annotations",
     "cohort",
+    "doctor",
     "datasets",
     "encoders",
     "geometry",
