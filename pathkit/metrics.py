@@ -1,0 +1,492 @@
+"""Numbers that say how good, each with an interval that says how sure.
+
+Decisions
+---------
+* What scikit-learn has is scikit-learn's; here stand the checks around it, the metrics of pathology (FROC, kappa of
+  grades, Dice), and intervals.
+* Intervals are percentile bootstraps over *patients*: slides and patches of one patient are not independent, and an
+  interval over patches would be several times too narrow.
+* FROC follows CAMELYON16: a detection inside a lesion hits it, several hits of a lesion count once, detections in
+  lesions that are to be ignored count neither way, everything else is a false positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "FrocCurve",
+    "Interval",
+    "auc",
+    "average_precision",
+    "bootstrap",
+    "bootstrap_difference",
+    "dice",
+    "froc",
+    "froc_interval",
+    "iou",
+    "kappa",
+    "match_detections",
+    "roc_points",
+    "sensitivity_at",
+]
+
+#: False positives per slide at which CAMELYON16 reads the sensitivity.
+FP_PER_SLIDE = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+Metric = Callable[[pd.DataFrame], float]
+
+
+# Scores against labels -------------------------------------------------------------------------------------------
+
+
+def auc(y: ArrayLike, score: ArrayLike) -> float:
+    """Area under the ROC curve.
+
+    Parameters
+    ----------
+    y : (N,) bool or 0/1
+        True for the positive class.
+    score : (N,) float
+        Higher means more likely positive.
+
+    Raises
+    ------
+    ValueError
+        If one of the classes is missing, lengths differ, or a score is not finite.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    y, score = _binary(y, score, "auc")
+    return float(roc_auc_score(y, score))
+
+
+def average_precision(y: ArrayLike, score: ArrayLike) -> float:
+    """Area under the precision-recall curve (step-wise); depends on the prevalence. Arguments as in `auc`."""
+    from sklearn.metrics import average_precision_score
+
+    y, score = _binary(y, score, "average_precision")
+    return float(average_precision_score(y, score))
+
+
+def roc_points(y: ArrayLike, score: ArrayLike) -> pd.DataFrame:
+    """The ROC curve: columns fpr, tpr, threshold (score >= threshold is called positive; the first is inf)."""
+    from sklearn.metrics import roc_curve
+
+    y, score = _binary(y, score, "roc_points")
+    fpr, tpr, threshold = roc_curve(y, score, drop_intermediate=False)
+    return pd.DataFrame({"fpr": fpr, "tpr": tpr, "threshold": threshold})
+
+
+def sensitivity_at(y: ArrayLike, score: ArrayLike, *, specificity: float) -> float:
+    """The highest sensitivity of a threshold whose specificity is at least `specificity`."""
+    points = roc_points(y, score)
+    return float(points.loc[1 - points["fpr"] >= specificity - 1e-12, "tpr"].max())
+
+
+def kappa(a: ArrayLike, b: ArrayLike, *, weights: str | None = None, labels: Sequence | None = None) -> float:
+    """Cohen's kappa between two raters.
+
+    Parameters
+    ----------
+    a, b : (N,)
+        Ratings. For weighted kappa they must be numbers, or `labels` must give the order.
+    weights : None, "linear" or "quadratic"
+        None for classes without order; quadratic is usual for grades.
+    labels : sequence, optional
+        All classes in their order; classes that nobody used still set the distances.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, nothing is rated, or text is to be weighted without `labels`.
+
+    References
+    ----------
+    .. [1] Cohen, "Weighted kappa", Psychological Bulletin 70 (1968).
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    first, second = np.asarray(a), np.asarray(b)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"kappa: two ratings of the same things, got {first.shape} and {second.shape}.")
+    if weights and labels is None and first.dtype.kind not in "biuf":
+        raise ValueError("kappa: weights need an order. Give labels=[...] from lowest to highest.")
+    if np.array_equal(first, second):
+        return 1.0  # scikit-learn divides 0 by 0 when both used one class only
+    return float(cohen_kappa_score(first, second, weights=weights, labels=labels))
+
+
+def dice(a: ArrayLike, b: ArrayLike) -> float:
+    """Dice coefficient of two masks, 2 |A and B| / (|A| + |B|); 1 where both are empty.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    first, second = _masks(a, b, "dice")
+    total = int(first.sum()) + int(second.sum())
+    return 1.0 if total == 0 else 2.0 * int((first & second).sum()) / total
+
+
+def iou(a: ArrayLike, b: ArrayLike) -> float:
+    """Intersection over union of two masks; 1 where both are empty. Raises as `dice`."""
+    first, second = _masks(a, b, "iou")
+    union = int((first | second).sum())
+    return 1.0 if union == 0 else int((first & second).sum()) / union
+
+
+# Detections against lesions --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrocCurve:
+    """Sensitivity against false positives per slide.
+
+    Attributes
+    ----------
+    points : DataFrame
+        Columns threshold, fp_per_slide, sensitivity, from the strictest threshold on.
+    at : dict
+        Sensitivity at each of the asked false positives per slide.
+    mean : float
+        Mean of `at`, the CAMELYON16 score.
+    """
+
+    points: pd.DataFrame
+    at: dict[float, float]
+    mean: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", float(np.mean(list(self.at.values()))))
+
+
+def match_detections(detections: pd.DataFrame, lesions: pd.DataFrame) -> pd.DataFrame:
+    """Find the lesion that each detection lies in.
+
+    Parameters
+    ----------
+    detections : DataFrame
+        slide_id, x_um, y_um, score.
+    lesions : DataFrame or GeoDataFrame
+        slide_id, lesion_id (unique), geometry in microns; optionally ``ignore`` (bool).
+
+    Returns
+    -------
+    DataFrame
+        A copy of `detections` with ``lesion_id`` (None outside every lesion) and ``ignored`` (bool). A detection in
+        two overlapping lesions belongs to the first that is not to be ignored.
+    """
+    out = detections.reset_index(drop=True).copy()
+    out["lesion_id"] = pd.Series([None] * len(out), dtype=object)
+    out["ignored"] = False
+    ignore = lesions["ignore"].to_numpy(bool) if "ignore" in lesions else np.zeros(len(lesions), bool)
+    ordered = lesions.assign(ignore=ignore).sort_values("ignore", kind="stable")
+    groups = dict(list(ordered.groupby("slide_id", observed=True)))
+    for slide_id, rows in out.groupby("slide_id", observed=True):
+        if slide_id not in groups:
+            continue
+        there = groups[slide_id]
+        points = shapely.points(rows["x_um"].to_numpy(float), rows["y_um"].to_numpy(float))
+        point, lesion = shapely.STRtree(there["geometry"].to_numpy()).query(points, predicate="intersects")
+        first = pd.Series(lesion).groupby(point).min()
+        where = rows.index[first.index.to_numpy()]
+        out.loc[where, "lesion_id"] = there["lesion_id"].to_numpy()[first.to_numpy()]
+        out.loc[where, "ignored"] = there["ignore"].to_numpy()[first.to_numpy()]
+    return out
+
+
+def froc(
+    detections: pd.DataFrame,
+    lesions: pd.DataFrame,
+    n_slides: int,
+    *,
+    fp_per_slide: Sequence[float] = FP_PER_SLIDE,
+) -> FrocCurve:
+    """Free-response ROC over all slides.
+
+    Parameters
+    ----------
+    detections, lesions : DataFrame
+        As in `match_detections`.
+    n_slides : int
+        All slides that were searched, those without detections and without lesions too.
+    fp_per_slide : sequence of float
+        Where the sensitivity is read. Between two points of the curve the lower one counts; beyond the last
+        detection the sensitivity stays what it is.
+
+    Returns
+    -------
+    FrocCurve
+
+    Raises
+    ------
+    ValueError
+        If there is no lesion to find, or fewer slides than the tables name.
+
+    References
+    ----------
+    .. [1] Ehteshami Bejnordi et al., JAMA 318 (2017), supplement: evaluation of lesion detection in CAMELYON16.
+    """
+    slides = pd.unique(pd.concat([detections["slide_id"], lesions["slide_id"]]))
+    if len(slides) > n_slides:
+        raise ValueError(
+            f"froc: the tables name {len(slides)} slides, n_slides says {n_slides}. Count all slides searched."
+        )
+    matched = match_detections(detections, lesions)
+    to_find = lesions if "ignore" not in lesions else lesions[~lesions["ignore"].to_numpy(bool)]
+    hits, false_positives = _hits_and_false_positives(matched)
+    return _curve(hits, false_positives, len(to_find), n_slides, fp_per_slide)
+
+
+def froc_interval(
+    detections: pd.DataFrame,
+    lesions: pd.DataFrame,
+    slides: pd.DataFrame,
+    *,
+    fp_per_slide: Sequence[float] = FP_PER_SLIDE,
+    by: str = "patient_id",
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean FROC sensitivity with a bootstrap interval over patients.
+
+    Parameters
+    ----------
+    detections, lesions : DataFrame
+        As in `match_detections`.
+    slides : DataFrame
+        slide_id and `by`, one row for every slide searched.
+
+    Returns
+    -------
+    Interval
+        A resample without any lesion counts as failed and is left out.
+    """
+    patient = slides.set_index("slide_id")[by]
+    codes, patients = pd.factorize(patient)
+    of_slide = dict(zip(patient.index, codes, strict=True))
+    whole = froc(detections, lesions, len(slides), fp_per_slide=fp_per_slide)
+    hits, false_positives = _hits_and_false_positives(match_detections(detections, lesions))
+    to_find = lesions if "ignore" not in lesions else lesions[~lesions["ignore"].to_numpy(bool)]
+    lesions_of = np.bincount(to_find["slide_id"].map(of_slide), minlength=len(patients))
+    slides_of = np.bincount(codes, minlength=len(patients))
+    hit_patient, fp_patient = hits["slide_id"].map(of_slide), false_positives["slide_id"].map(of_slide)
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(n):
+        times = np.bincount(rng.integers(0, len(patients), len(patients)), minlength=len(patients))
+        n_lesions = int(times @ lesions_of)
+        if n_lesions == 0:
+            continue
+        drawn_hits = hits.loc[hits.index.repeat(times[hit_patient])] if len(hits) else hits
+        drawn_fps = (
+            false_positives.loc[false_positives.index.repeat(times[fp_patient])]
+            if len(false_positives)
+            else hits[:0]
+        )
+        values.append(_curve(drawn_hits, drawn_fps, n_lesions, int(times @ slides_of), fp_per_slide).mean)
+    return _interval(whole.mean, values, level, n)
+
+
+def _hits_and_false_positives(matched: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The best detection of each lesion that was hit, and all detections outside lesions."""
+    inside = matched["lesion_id"].notna()
+    hits = matched[inside & ~matched["ignored"]]
+    best = hits.loc[hits.groupby("lesion_id", observed=True)["score"].idxmax(), ["slide_id", "score"]]
+    return best.reset_index(drop=True), matched.loc[~inside, ["slide_id", "score"]].reset_index(drop=True)
+
+
+def _curve(
+    hits: pd.DataFrame,
+    false_positives: pd.DataFrame,
+    n_lesions: int,
+    n_slides: int,
+    fp_per_slide: Sequence[float],
+) -> FrocCurve:
+    if n_lesions == 0:
+        raise ValueError(
+            "froc: no lesion to find. Sensitivity needs at least one (after those to be ignored)."
+        )
+    hit_scores = np.sort(hits["score"].to_numpy(float))
+    fp_scores = np.sort(false_positives["score"].to_numpy(float))
+    thresholds = np.unique(np.concatenate([hit_scores, fp_scores]))[::-1]
+    found = len(hit_scores) - np.searchsorted(hit_scores, thresholds, side="left")
+    false = len(fp_scores) - np.searchsorted(fp_scores, thresholds, side="left")
+    points = pd.DataFrame(
+        {
+            "threshold": np.concatenate([[np.inf], thresholds]),
+            "fp_per_slide": np.concatenate([[0], false / n_slides]),
+            "sensitivity": np.concatenate([[0], found / n_lesions]),
+        }
+    )
+    position = np.searchsorted(points["fp_per_slide"], np.asarray(fp_per_slide) + 1e-12, side="right") - 1
+    at = points["sensitivity"].to_numpy()[position]
+    return FrocCurve(points, {float(k): float(v) for k, v in zip(fp_per_slide, at, strict=True)})
+
+
+# Intervals -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its bootstrap interval.
+
+    Attributes
+    ----------
+    value, low, high : float
+    level : float
+        For example 0.95.
+    n : int
+        Resamples asked for.
+    n_failed : int
+        Resamples on which the metric is undefined (one class only); they are left out.
+    """
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+    n: int = 1000
+    n_failed: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.level:.0%} CI {self.low:.2f} to {self.high:.2f})"
+
+
+def bootstrap(
+    metric: Metric,
+    table: pd.DataFrame,
+    *,
+    by: str = "patient_id",
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """A metric with its percentile bootstrap interval, resampling patients.
+
+    Parameters
+    ----------
+    metric : callable
+        Takes rows of `table`, returns a number; a ValueError marks a resample on which it is undefined.
+    table : DataFrame
+        With the column `by`. All rows of a drawn patient come along, as often as the patient was drawn.
+    by : str
+        What is independent; patients unless you know better.
+    n : int
+        Resamples.
+    level : float
+    seed : int
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two patients, or the metric is undefined on more than half of the resamples.
+
+    Examples
+    --------
+    >>> bootstrap(lambda rows: auc(rows.label == "tumour", rows.score), predictions)  # doctest: +SKIP
+    Interval(value=0.96, low=0.91, high=0.99, ...)
+    """
+    value = float(metric(table))
+    return _interval(value, _resampled(metric, table, by, n, seed), level, n)
+
+
+def bootstrap_difference(
+    metric: Callable[[pd.DataFrame, str], float],
+    table: pd.DataFrame,
+    better: str,
+    baseline: str,
+    *,
+    by: str = "patient_id",
+    n: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The difference of a metric between two score columns on the same patients, with its interval.
+
+    An interval that excludes 0 says that `better` is better on patients like these.
+
+    Parameters
+    ----------
+    metric : callable
+        Takes rows and the name of a score column.
+    better, baseline : str
+        Score columns of `table`.
+    """
+
+    def difference(rows: pd.DataFrame) -> float:
+        return metric(rows, better) - metric(rows, baseline)
+
+    return bootstrap(difference, table, by=by, n=n, level=level, seed=seed)
+
+
+def _resampled(metric: Metric, table: pd.DataFrame, by: str, n: int, seed: int) -> list[float]:
+    if by not in table:
+        raise ValueError(
+            f"bootstrap: no column {by!r} to resample; name the one of your patients with by=..."
+        )
+    groups = [np.asarray(rows) for rows in table.groupby(by, observed=True).indices.values()]
+    if len(groups) < 2:
+        raise ValueError(f"bootstrap: {len(groups)} different {by}; an interval needs at least two.")
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(n):
+        drawn = rng.integers(0, len(groups), len(groups))
+        try:
+            value = float(metric(table.iloc[np.concatenate([groups[i] for i in drawn])]))
+        except ValueError:
+            continue
+        if np.isfinite(value):
+            values.append(value)
+    return values
+
+
+def _interval(value: float, values: list[float], level: float, n: int) -> Interval:
+    if len(values) < n / 2:
+        raise ValueError(
+            f"bootstrap: the metric is undefined on {n - len(values)} of {n} resamples (often one class only). There are"
+            " too few patients for an interval."
+        )
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), level, n, n - len(values))
+
+
+# Checks ----------------------------------------------------------------------------------------------------------
+
+
+def _binary(y: ArrayLike, score: ArrayLike, name: str) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    truth, scores = np.asarray(y), np.asarray(score, dtype=float)
+    if truth.shape != scores.shape or truth.ndim != 1:
+        raise ValueError(
+            f"{name}: y and score must be one-dimensional and equally long, got {truth.shape} and {scores.shape}."
+        )
+    if truth.dtype != bool and not np.isin(truth, (0, 1)).all():
+        raise ValueError(
+            f"{name}: y must be True/False or 0/1, got values like {truth[:3].tolist()}. Compare: y == 'tumour'."
+        )
+    truth = truth.astype(bool)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{name}: {int((~np.isfinite(scores)).sum())} scores are not finite.")
+    if truth.all() or not truth.any():
+        raise ValueError(f"{name}: all {len(truth)} are of one class; it needs both.")
+    return truth, scores
+
+
+def _masks(a: ArrayLike, b: ArrayLike, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    first, second = np.asarray(a).astype(bool), np.asarray(b).astype(bool)
+    if first.shape != second.shape:
+        raise ValueError(f"{name}: the masks differ in shape, {first.shape} and {second.shape}.")
+    return first, second
