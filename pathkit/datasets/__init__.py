@@ -1,0 +1,83 @@
+"""Data sets by name: prepared once, kept in the cache, given back as a slides table."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import platformdirs
+
+__all__ = ["NAMES", "cache_dir", "is_ready", "load", "remove"]
+
+#: Parameters of `synthetic.lymph_node_cohort` for each named cohort.
+_COHORTS: dict[str, Mapping[str, Any]] = {
+    "lymph-nodes": {"n_patients": 24, "nodes_per_patient": 2, "seed": 7},
+    "lymph-nodes-tiny": {
+        "n_patients": 6,
+        "nodes_per_patient": 1,
+        "kinds": ("micro",),
+        "size_um": (1000.0, 800.0),
+        "seed": 3,
+    },
+}
+NAMES = tuple(_COHORTS)
+
+
+def cache_dir() -> Path:
+    """The folder of prepared data: PATHKIT_DATA where it is set, else the user's cache."""
+    return Path(os.environ.get("PATHKIT_DATA") or platformdirs.user_cache_dir("pathkit"))
+
+
+def load(name: str = "lymph-nodes", *, workers: int = 2, progress: bool = True) -> pd.DataFrame:
+    """A data set's slides table; prepared at the first call, with a progress bar.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAMES`.
+    workers : int
+        Processes that prepare it.
+
+    Returns
+    -------
+    DataFrame
+        slide_id, patient_id, site, path, mpp, label, and what the set knows besides.
+
+    Raises
+    ------
+    ValueError
+        If there is no such set.
+    """
+    from pathkit.synthetic.cohort import lymph_node_cohort, slides_of
+
+    folder = _folder(name)
+    if is_ready(name):
+        return slides_of(folder)
+    return lymph_node_cohort(folder, **_COHORTS[name], workers=workers, progress=progress)
+
+
+def is_ready(name: str) -> bool:
+    """Whether the set is prepared whole."""
+    return (_folder(name) / "slides.parquet").exists()
+
+
+def remove(name: str) -> int:
+    """Remove a set from the cache; returns the bytes freed."""
+    folder = _folder(name)
+    freed = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) if folder.exists() else 0
+    shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _folder(name: str) -> Path:
+    from pathkit.synthetic.cohort import GENERATOR_VERSION
+
+    if name not in _COHORTS:
+        raise ValueError(
+            f"datasets: no set {name!r}; there are {', '.join(NAMES)}. For your own slides see data/README.md."
+        )
+    return cache_dir() / f"{name}-v{GENERATOR_VERSION}"
