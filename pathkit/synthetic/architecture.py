@@ -254,7 +254,9 @@ def _one_deposit(
     _, pieces = cv2.connectedComponents(inside.astype(np.uint8))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    keep = sizes * MAP_UM**2 > 300  # at least a few cells
+    keep = sizes * MAP_UM**2 > (
+        300 if length_um < 200 else 2000
+    )  # a few cells; no crumbs around a large deposit
     return keep[pieces]
 
 
@@ -264,7 +266,7 @@ def _put_tumour(rng: np.random.Generator, labels: NDArray[np.uint8], mask: NDArr
         return
     labels[mask] = _L["tumour"]
     depth_um = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) * MAP_UM
-    strands = np.abs(_smooth(rng, mask.shape, 85)) < 0.16
+    strands = np.abs(_smooth(rng, mask.shape, 110)) < 0.24
     labels[mask & strands & (depth_um > 24)] = _L["tumour stroma"]
 
 
@@ -283,7 +285,7 @@ def _pieces(mask: NDArray[np.bool_]) -> list[shapely.Polygon]:
     contours, hierarchy = cv2.findContours(
         mask.astype(np.uint8).repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
     )
-    if hierarchy is None:
+    if not contours:
         return []
     rings = [
         (c[:, 0] + 0.5) * MAP_UM / 2 for c in contours

@@ -1,6 +1,6 @@
 """Objects: every nucleus of a region, as a table.
 
-Space is divided into cells of 9.1 µm (12,000 a mm²), each of which may hold one nucleus, displaced within it and beyond;
+Space is divided into cells of 8.2 µm (14,900 a mm²), each of which may hold one nucleus, displaced within it and beyond;
 whether it does, and of what kind, follows from the tissue at the place and a hash of the cell. Nuclei therefore crowd and
 overlap as they do in sections, and a region's nuclei do not depend on what else was made.
 """
@@ -20,7 +20,7 @@ from pathkit.synthetic.noise import uniform
 
 __all__ = ["CLASSES", "DENSITY_PER_MM2", "nuclei", "nucleus_array"]
 
-CELL_UM = 9.1
+CELL_UM = 8.2
 _MOST_PER_MM2 = 1e6 / CELL_UM**2
 CLASSES = (
     "lymphocyte",
@@ -37,14 +37,14 @@ DENSITY_PER_MM2 = {
     "fat": 250,
     "capsule": 1300,
     "sinus": 3200,
-    "paracortex": 9500,
-    "mantle": 11000,
+    "paracortex": 11500,
+    "mantle": 13500,
     "germinal centre": 6200,
-    "medulla": 8000,
+    "medulla": 9000,
     "vessel wall": 3500,
     "blood": 350,
     "histiocytes": 3800,
-    "tumour": 4600,
+    "tumour": 4200,
     "tumour stroma": 2200,
 }
 #: Which classes a tissue holds, and their shares.
@@ -66,13 +66,13 @@ MIXTURE = {
 #: radius of the cytoplasm relative to the nucleus, eosin of the cytoplasm.
 LOOKS = np.array(
     [
-        (3.3, 0.10, 1.0, 1.2, 0.95, 1.30, 1.15, 0.05),
-        (4.9, 0.18, 1.0, 1.5, 0.55, 0.85, 1.35, 0.12),
-        (4.4, 0.14, 1.1, 1.7, 0.45, 0.75, 2.10, 0.30),
-        (3.8, 0.08, 1.0, 1.2, 0.85, 1.15, 1.90, 0.30),
+        (3.5, 0.10, 1.0, 1.25, 0.75, 1.05, 1.15, 0.05),
+        (4.9, 0.18, 1.0, 1.5, 0.45, 0.75, 1.35, 0.12),
+        (4.4, 0.14, 1.1, 1.7, 0.38, 0.65, 2.10, 0.30),
+        (3.8, 0.08, 1.0, 1.2, 0.70, 1.00, 1.90, 0.30),
         (3.0, 0.20, 3.0, 5.5, 0.60, 1.00, 1.05, 0.05),
         (2.9, 0.15, 2.2, 4.0, 0.70, 1.00, 1.10, 0.08),
-        (6.4, 0.24, 1.0, 1.7, 0.50, 1.05, 1.75, 0.32),
+        (5.6, 0.22, 1.0, 1.6, 0.38, 0.80, 1.80, 0.30),
     ]
 )
 #: Columns of the array of nuclei.
