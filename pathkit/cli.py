@@ -127,8 +127,7 @@ def _heatmap(options: argparse.Namespace) -> int:
         import numpy as np
 
         slide, out = _opened(path, options), Path(options.out)
-        raster = heatmap(slide, model, mask=_mask(slide, options), out=out / f"{path.stem}.heatmap")
-        raster.save(out / f"{path.stem}.heatmap.npz")
+        raster = heatmap(slide, model, mask=_mask(slide, options), out=out / f"{path.stem}.heatmap.npz")
         found = lesions(raster, threshold=options.threshold, slide_id=path.stem)
         found.to_csv(out / f"{path.stem}.lesions.csv", index=False)
         _draw_over(slide, raster.values, raster, out / f"{path.stem}.heatmap.png")

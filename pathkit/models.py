@@ -1,0 +1,181 @@
+"""Models: what is trained, with what must be known to use it.
+
+A `PatchClassifier` carries its classes, and the mpp and size of the patches that it was trained on, through saving and
+loading: a heatmap can then be made of any slide without a second file of settings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pathkit.encoders import Colour, Encoder, load_encoder
+
+__all__ = [
+    "PatchClassifier",
+    "SmallCNN",
+    "keep_memory",
+    "load_model",
+    "model_digest",
+    "patch_classifier",
+    "save_model",
+]
+
+
+class SmallCNN(Encoder):
+    """Four convolutional stages for patches of 48 to 128 pixels; 0.3 million parameters, trained from scratch.
+
+    Mean and maximum are pooled side by side: a few tumour cells at the edge of a patch change the maximum, not the mean.
+    """
+
+    name, dim, size_px = "small", 256, 96
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 96, 128)
+        stages = [_stage(a, b) for a, b in itertools.pairwise(widths)]
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.stages((x.float() - 180.0) / 60.0)
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+
+
+def _stage(n_in: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(n_out, n_out, 3, padding=1, groups=4, bias=False),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(inplace=True),
+    )
+
+
+class PatchClassifier(nn.Module):
+    """An encoder and a linear layer: uint8 patches in, one logit a class out.
+
+    Attributes
+    ----------
+    classes : tuple of str
+    mpp : float or None
+        Microns per pixel of the patches trained on; None before training.
+    size_px : int or None
+        Their side.
+    """
+
+    def __init__(self, encoder: Encoder, classes: Sequence[str]):
+        super().__init__()
+        if len(classes) < 2 or len(set(classes)) != len(classes):
+            raise ValueError(f"PatchClassifier: needs two or more different classes, got {list(classes)}.")
+        self.encoder = encoder
+        self.norm = (
+            nn.BatchNorm1d(encoder.dim, affine=False) if isinstance(encoder, Colour) else nn.Identity()
+        )
+        self.head = nn.Linear(encoder.dim, len(classes))
+        self.classes = tuple(classes)
+        self.mpp: float | None = None
+        self.size_px: int | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 or float from 0 to 255, to (N, C) logits."""
+        return self.head(self.norm(self.encoder(x)))
+
+
+def patch_classifier(
+    name: str = "small", *, classes: Sequence[str], pretrained: bool = True
+) -> PatchClassifier:
+    """A classifier of patches, to be trained by `training.fit`.
+
+    Parameters
+    ----------
+    name : str
+        ``"small"`` (from scratch), or an encoder's name (see `encoders.load_encoder`).
+    classes : sequence of str
+    pretrained : bool
+        Start from the encoder's weights.
+    """
+    encoder = SmallCNN() if name == "small" else load_encoder(name, pretrained=pretrained)
+    return PatchClassifier(encoder, classes)
+
+
+def save_model(model: PatchClassifier, path: str | os.PathLike[str]) -> Path:
+    """Write weights, classes, mpp and size to one file, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    facts = {
+        "encoder": model.encoder.name,
+        "classes": list(model.classes),
+        "mpp": model.mpp,
+        "size_px": model.size_px,
+    }
+    torch.save({"pathkit": facts, "weights": model.state_dict()}, partial)
+    partial.replace(path)
+    return path
+
+
+def load_model(path: str | os.PathLike[str]) -> PatchClassifier:
+    """Read what `save_model` wrote; in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If the file is absent, or no model of pathkit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such model.")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        facts, weights = stored["pathkit"], stored["weights"]
+    except Exception as error:  # torch raises many kinds for files that are none of its own
+        raise ValueError(
+            f"{path.name}: not a model saved by pathkit ({type(error).__name__}). Use models.save_model."
+        ) from error
+    model = patch_classifier(facts["encoder"], classes=facts["classes"], pretrained=False)
+    model.load_state_dict(weights)
+    model.mpp, model.size_px = facts["mpp"], facts["size_px"]
+    return model.eval()
+
+
+def model_digest(model: nn.Module) -> str:
+    """Changes when a weight does; names the model that a result was made with."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if value.ndim
+            else str(value.item()).encode()
+        )
+    return digest.hexdigest()[:16]
+
+
+def keep_memory() -> bool:
+    """Let this process keep freed memory instead of giving it back after every layer (Linux with glibc only).
+
+    By default glibc returns every large block to the system, and a network on the CPU spends more time in page faults
+    than in arithmetic. Training and inference on the CPU call this once; the price is that the process stays as large as
+    it once was.
+
+    Returns
+    -------
+    bool
+        Whether the setting was made.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return bool(libc.mallopt(mmap_max, 0)) and bool(libc.mallopt(trim_threshold, 2**30))
+    except (OSError, AttributeError):  # another C library
+        return False
