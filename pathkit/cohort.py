@@ -8,6 +8,7 @@ parameters, written beside it, are the same.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from pathkit.slide import SlideError
+from pathkit.geometry import Raster
+from pathkit.slide import SlideError, open_slide
 
-__all__ = ["find_slides", "run"]
+__all__ = ["find_slides", "run", "thumbnails"]
 
 #: Suffixes taken from a folder. A file named directly is tried whatever its suffix.
 SLIDE_SUFFIXES = frozenset(
@@ -109,6 +111,16 @@ def run(
             rows[path.stem] = row
             _write_whole(table_path, pd.DataFrame(list(rows.values())).to_csv(index=False))
     return pd.DataFrame([rows[p.stem] for p in paths])
+
+
+def thumbnails(slides: pd.DataFrame, *, mpp: float = 8.0) -> dict[str, Raster]:
+    """Every slide at low resolution, placed in microns: slide_id to a `Raster` of (H, W, 3) uint8."""
+    found = {}
+    for row in slides.to_dict("records"):
+        with open_slide(row["path"], mpp=row.get("mpp")) as slide:
+            size = tuple(math.ceil(n * slide.mpp / mpp) for n in slide.dimensions)
+            found[row["slide_id"]] = Raster(slide.read_region((0, 0), (size[0], size[1]), mpp=mpp), mpp)
+    return found
 
 
 def _row(work: Callable[[Path], Mapping[str, Any]], path: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,10 +29,22 @@ from pathkit.patches import SlideSource
 from pathkit.slide import Slide, SlideError
 from pathkit.tissue import tissue_fraction, tissue_mask
 
-__all__ = ["extract_features", "heatmap", "heatmaps", "lesions", "predict_patches", "slide_score"]
+__all__ = [
+    "candidates",
+    "extract_features",
+    "heatmap",
+    "heatmaps",
+    "lesions",
+    "predict_patches",
+    "slide_score",
+    "slide_scores",
+]
 
-#: Batches between two commits of a heatmap.
-COMMIT_EVERY = 32
+RGB: TypeAlias = NDArray[np.uint8]
+#: Grid places (down, across) that are read as one region and go through the network together.
+BLOCK = (8, 16)
+#: Blocks between two commits of a heatmap.
+COMMIT_EVERY = 16
 
 
 def predict_patches(
@@ -81,7 +94,6 @@ def heatmap(
     min_tissue: float = 0.1,
     stride_px: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    batch_size: int = 64,
     progress: bool = True,
 ) -> Raster:
     """Probability of a class over a slide.
@@ -101,7 +113,6 @@ def heatmap(
         Between patches, in their pixels; must divide the patch. Half a patch by default.
     out : path, optional
         ``.npz`` to keep the result in. An unfinished run leaves ``.partial.npz`` beside it and goes on from there.
-    batch_size : int
 
     Returns
     -------
@@ -140,24 +151,19 @@ def heatmap(
     if store.finished is not None:
         return store.finished
     mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
-    patches = _covering(slide, shape, size_px, stride_px, mpp, mask, min_tissue)
+    blocks = _blocks(_covering(slide, shape, size_px, stride_px, mpp, mask, min_tissue))
     total, count, done = store.begin()
-    rows, cols = (patches[c].to_numpy() for c in ("row", "col"))
-    span = range(size_px // stride_px)
-    rest = patches.iloc[done:]
-    source = SlideSource({str(i): slide for i in patches["slide_id"].unique()})
-    batches = _network_output(model, rest, source, batch_size, slide.name, progress)
-    for number, (start, logits) in enumerate(batches, start=1):
+    reads = [(len(b), partial(_read_block, slide, b, size_px, stride_px, mpp)) for b in blocks[done:]]
+    outputs = _network_output(model, reads, slide.name, progress)
+    for number, (block, logits) in enumerate(zip(blocks[done:], outputs, strict=True), start=done + 1):
         probability = torch.softmax(torch.from_numpy(logits), dim=1).numpy()[:, column]
-        here = slice(done + start, done + start + len(logits))
-        for dr in span:
-            for dc in span:
-                r, c = rows[here] + dr, cols[here] + dc
-                kept = (r >= 0) & (c >= 0) & (r < shape[0]) & (c < shape[1])
-                np.add.at(total, (r[kept], c[kept]), probability[kept])
-                np.add.at(count, (r[kept], c[kept]), 1)
+        for dr, dc in np.ndindex(size_px // stride_px, size_px // stride_px):
+            r, c = block["row"].to_numpy() + dr, block["col"].to_numpy() + dc
+            kept = (r >= 0) & (c >= 0) & (r < shape[0]) & (c < shape[1])
+            np.add.at(total, (r[kept], c[kept]), probability[kept])
+            np.add.at(count, (r[kept], c[kept]), 1)
         if number % COMMIT_EVERY == 0:
-            store.commit(total, count, here.stop)
+            store.commit(total, count, number)
     with np.errstate(invalid="ignore"):
         values = np.where(count > 0, total / count, np.nan).astype(np.float32)
     return store.finish(Raster(values, cell_um, attrs=settings))
@@ -248,6 +254,17 @@ def slide_score(raster: Raster, *, top: int = 1) -> float:
     return float(np.sort(known)[-top:].mean()) if len(known) else 0.0
 
 
+def candidates(maps: Mapping[str, Raster], **options: Any) -> pd.DataFrame:
+    """`lesions` of every heatmap of a cohort, in one table."""
+    tables = [lesions(raster, slide_id=slide_id, **options) for slide_id, raster in maps.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def slide_scores(slides: pd.DataFrame, maps: Mapping[str, Raster], *, top: int = 1) -> pd.DataFrame:
+    """A copy of the slides table with ``score``, the `slide_score` of each slide's heatmap."""
+    return slides.assign(score=[slide_score(maps[i], top=top) for i in slides["slide_id"]])
+
+
 # Steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,43 +312,64 @@ def _covering(
     return table[share >= max(min_tissue, 1e-9)].reset_index(drop=True)
 
 
+def _blocks(patches: pd.DataFrame) -> list[pd.DataFrame]:
+    """Patches in blocks of neighbours, row of blocks after row of blocks."""
+    down, across = patches["row"] // BLOCK[0], patches["col"] // BLOCK[1]
+    return [block for _, block in patches.groupby([down, across])]
+
+
 def _over_batches(
     network: nn.Module, patches: pd.DataFrame, source: SlideSource, batch_size: int, what: str, progress: bool
 ) -> NDArray[np.float32]:
     source.check(patches["slide_id"].unique())
     # Slide by slide and row by row, so that tiles are decoded once; the results go back to the table's order.
     order = np.lexsort((patches["x_l0"], patches["y_l0"], patches["slide_id"].astype(str)))
-    parts = [o for _, o in _network_output(network, patches.iloc[order], source, batch_size, what, progress)]
-    output = np.concatenate(parts)
+    batches = [patches.iloc[order[s : s + batch_size]] for s in range(0, len(order), batch_size)]
+    reads = [(len(b), partial(source.read, b)) for b in batches]
+    output = np.concatenate(list(_network_output(network, reads, what, progress)))
     back = np.empty_like(output)
     back[order] = output
     return back
 
 
 def _network_output(
-    network: nn.Module, patches: pd.DataFrame, source: SlideSource, batch_size: int, what: str, progress: bool
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(first row, output) of each batch; the next batch is read while the network works on this one."""
+    network: nn.Module, reads: Sequence[tuple[int, Callable[[], RGB]]], what: str, progress: bool
+) -> Iterator[NDArray[np.float32]]:
+    """The output of each batch; the next batch is read while the network works on this one.
+
+    Parameters
+    ----------
+    reads : sequence of (number of patches, callable that reads them)
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_memory()
     network = network.to(device).eval()
-    starts = range(0, len(patches), batch_size)
     with (
         ThreadPoolExecutor(1) as reader,
-        tqdm(total=len(patches), desc=what, unit="patch", disable=not progress) as bar,
-        torch.inference_mode(),
+        tqdm(total=sum(n for n, _ in reads), desc=what, unit="patch", disable=not progress) as bar,
     ):
-        coming = [reader.submit(source.read, patches.iloc[s : s + batch_size]) for s in starts[:1]]
-        for i, start in enumerate(starts):
+        coming = [reader.submit(read) for _, read in reads[:1]]
+        for i, (n, _) in enumerate(reads):
             pixels = coming.pop().result()
-            if i + 1 < len(starts):
-                following = starts[i + 1]
-                coming.append(reader.submit(source.read, patches.iloc[following : following + batch_size]))
-            batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
-            yield start, network(batch).float().cpu().numpy()
-            bar.update(len(pixels))
+            coming += [reader.submit(read) for _, read in reads[i + 1 : i + 2]]
+            with torch.inference_mode():
+                batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+                output = network(batch).float().cpu().numpy()
+            yield output
+            bar.update(n)
     network.to("cpu")
+
+
+def _read_block(slide: Slide, block: pd.DataFrame, size_px: int, stride_px: int, mpp: float) -> RGB:
+    """Patches of neighbouring grid places, cut from one region, since each pixel is shared by several of them."""
+    rows, cols = block["row"].to_numpy(), block["col"].to_numpy()
+    row0, col0 = int(rows.min()), int(cols.min())
+    size = (int(cols.max() - col0) * stride_px + size_px, int(rows.max() - row0) * stride_px + size_px)
+    step_l0 = stride_px * mpp / slide.mpp
+    region = slide.read_region((col0 * step_l0, row0 * step_l0), size, mpp=mpp)
+    tops, lefts = (rows - row0) * stride_px, (cols - col0) * stride_px
+    return np.stack([region[y : y + size_px, x : x + size_px] for y, x in zip(tops, lefts, strict=True)])
 
 
 class _Store:
@@ -349,7 +387,7 @@ class _Store:
             self._same(self.finished.attrs, self.path)
 
     def begin(self) -> tuple[NDArray[np.float64], NDArray[np.int32], int]:
-        """Sums, counts, and the number of patches already in them."""
+        """Sums, counts, and the number of blocks already in them."""
         if self.path is not None and self.partial.exists():
             with np.load(self.partial, allow_pickle=False) as stored:
                 self._same(json.loads(str(stored["settings"])), self.partial)

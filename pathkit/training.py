@@ -208,7 +208,7 @@ def fit(
         seed,
         on_epoch,
     )
-    settings = dict(
+    settings: dict[str, Any] = dict(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, balanced=balanced, seed=seed
     )
     settings |= dict(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas
 import numpy as np
+import pandas as pd
 import shapely
 
 from pathkit.annotations import asap, qupath, regions
@@ -32,6 +33,7 @@ __all__ = [
     "AnnotationError",
     "annotation_frame",
     "label_patches",
+    "lesion_table",
     "rasterize",
     "read_annotations",
     "write_annotations",
@@ -147,6 +149,32 @@ def annotation_frame(rows: list[Row]) -> geopandas.GeoDataFrame:
         frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
     frame.attrs["frame"] = "l0"
     return frame
+
+
+def lesion_table(slides: Any, *, ignore: str | None = None) -> geopandas.GeoDataFrame:
+    """The annotated lesions of a cohort in microns, as FROC takes them.
+
+    Parameters
+    ----------
+    slides : DataFrame
+        slide_id, mpp, annotations_path.
+    ignore : str, optional
+        Lesions whose name begins so are marked to be ignored (isolated tumour cells in CAMELYON16).
+
+    Returns
+    -------
+    GeoDataFrame
+        slide_id, lesion_id (unique), name, ignore, geometry in microns.
+    """
+    rows = []
+    for slide in slides.to_dict("records"):
+        outlines = read_annotations(slide["annotations_path"])
+        in_microns = outlines.geometry.scale(slide["mpp"], slide["mpp"], origin=(0, 0))
+        for number, (name, geometry) in enumerate(zip(outlines["name"], in_microns, strict=True)):
+            ignored = ignore is not None and str(name).startswith(ignore)
+            rows.append((slide["slide_id"], f"{slide['slide_id']}-{number}", name, ignored, geometry))
+    columns = ["slide_id", "lesion_id", "name", "ignore", "geometry"]
+    return geopandas.GeoDataFrame(pd.DataFrame(rows, columns=columns), geometry="geometry")
 
 
 # Steps -----------------------------------------------------------------------------------------------------------
