@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples on every run and no deadline: a slow machine is not a fault.
+settings.register_profile("pathkit", deadline=None, derandomize=True)
+settings.load_profile("pathkit")
 
 ROOT = Path(__file__).resolve().parent.parent
 #: Public slides, patches and annotations that other people made; never part of the project.

@@ -5,6 +5,6 @@ environment variable PATHKIT_STATIC is set (as when notebooks are executed for c
 instead of widgets, which a notebook opened later without its kernel could not show.
 """
 
-from pathkit.view.threshold import ThresholdExplorer, is_static
+from pathkit.view.threshold import ThresholdExplorer, draw_outlines, is_static
 
-__all__ = ["ThresholdExplorer", "is_static"]
+__all__ = ["ThresholdExplorer", "draw_outlines", "is_static"]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pathkit.geometry import Raster
 from pathkit.metrics import FrocCurve, froc, match_detections, roc_points
 
-__all__ = ["ThresholdExplorer", "is_static"]
+__all__ = ["ThresholdExplorer", "draw_outlines", "is_static"]
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = {
@@ -199,8 +199,7 @@ class ThresholdExplorer:
         shown = np.ma.masked_invalid(heat.values)
         drawn = axes.imshow(shown, extent=_extent_mm(heat), cmap="viridis", vmin=0, vmax=1, alpha=0.45)
         axes.figure.colorbar(drawn, ax=axes, label="Predicted probability of tumour", shrink=0.75)
-        for ring in _rings(self.lesions[self.lesions["slide_id"] == self._slide_id]):
-            axes.plot(*(ring.T / 1000), color=COLOURS["truth"], linewidth=1.5)
+        draw_outlines(axes, self.lesions[self.lesions["slide_id"] == self._slide_id])
         axes.plot([], [], color=COLOURS["truth"], label="lesion (truth)")
         for outcome, rows in self.selection.groupby("outcome"):
             marker = {"color": COLOURS[str(outcome)], "marker": "o", "facecolors": "none", "linewidths": 2}
@@ -331,8 +330,8 @@ class _Live:
             width=300,
             height=430,
             tools="",
-            x_range=Range1d(-0.1, 8),
-            y_range=Range1d(0, 1.03),
+            x_range=Range1d(start=-0.1, end=8),
+            y_range=Range1d(start=0, end=1.03),
             title=f"FROC, mean {explorer.froc.mean:.2f}",
         )
         free.step(
@@ -344,8 +343,8 @@ class _Live:
             width=300,
             height=430,
             tools="",
-            x_range=Range1d(-0.02, 1),
-            y_range=Range1d(0, 1.03),
+            x_range=Range1d(start=-0.02, end=1),
+            y_range=Range1d(start=0, end=1.03),
             title="ROC of slides",
         )
         roc.line(explorer.roc["fpr"], explorer.roc["tpr"], color=COLOURS["truth"], line_width=2)
@@ -409,6 +408,24 @@ def _place(raster: Raster) -> dict[str, list[float]]:
 def _extent_mm(raster: Raster) -> tuple[float, float, float, float]:
     box = raster.extent_um
     return box.x / 1000, box.x1 / 1000, box.y1 / 1000, box.y / 1000
+
+
+def draw_outlines(
+    axes: Any, lesions: pd.DataFrame, *, um_per_unit: float = 1000.0, color: str = "#0072b2"
+) -> None:
+    """Draw the outlines of lesions, holes too, on matplotlib axes.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+    lesions : DataFrame
+        With a column geometry, polygons in microns.
+    um_per_unit : float
+        Microns per unit of the axes; 1000 for axes in mm.
+    color : str
+    """
+    for ring in _rings(lesions):
+        axes.plot(*(ring.T / um_per_unit), color=color, linewidth=1.8)
 
 
 def _rings(lesions: pd.DataFrame) -> list[NDArray[np.float64]]:

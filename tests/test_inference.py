@@ -1,0 +1,206 @@
+"""Inference: a heatmap does not depend on how it is cut, and survives being stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pathkit import inference
+from pathkit.encoders import Encoder, load_encoder
+from pathkit.geometry import Raster
+from pathkit.inference import candidates, extract_features, heatmap, lesions, predict_patches, slide_score
+from pathkit.models import PatchClassifier
+from pathkit.patches import patch_grid
+from pathkit.slide import SlideError, open_slide
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (400, 560, 3), dtype=np.uint8)
+ALL = Raster(np.ones((25, 35), bool), 8.0)
+
+
+class Brightness(Encoder):
+    """The mean of a patch, from 0 to 1: a network whose answer can be worked out."""
+
+    name, dim, size_px = "brightness", 1, 32
+
+    def forward(self, x):
+        return x.float().mean((1, 2, 3))[:, None] / 255
+
+
+def bright_model(gain=8.0, size_px=32, mpp=0.5):
+    model = PatchClassifier(Brightness(), ["dark", "bright"]).eval()
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor([[0.0], [gain]]))
+        model.head.bias.copy_(torch.tensor([0.0, -gain / 2]))
+    model.mpp, model.size_px = mpp, size_px
+    return model
+
+
+@pytest.fixture
+def slide():
+    return open_slide(PIXELS, mpp=0.5)
+
+
+def test_a_constant_model_gives_a_constant_map_on_tissue_and_nothing_elsewhere(slide):
+    values = np.zeros((25, 35), bool)
+    values[:, :12] = True
+    heat = heatmap(slide, bright_model(gain=0.0), mask=Raster(values, 8.0), progress=False)
+    known = np.isfinite(heat.values)
+    np.testing.assert_allclose(heat.values[known], 0.5)
+    assert known[:, :11].all()
+    assert not known[:, 16:].any()
+    assert heat.mpp == 8.0
+
+
+def test_a_pixel_is_the_mean_of_the_patches_that_cover_it(slide):
+    model = bright_model()
+    heat = heatmap(slide, model, mask=ALL, min_tissue=1.0, stride_px=16, progress=False)
+    r, c = 7, 11
+    expected = []
+    for dr in (0, 1):
+        for dc in (0, 1):
+            patch = slide.read_region(((c - dc) * 16, (r - dr) * 16), (32, 32), mpp=0.5)
+            x = torch.from_numpy(patch.astype(np.uint8)).permute(2, 0, 1)[None]
+            expected.append(torch.softmax(model(x), 1)[0, 1].item())
+    assert heat.values[r, c] == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [(1, 1), (3, 5), (100, 100)])
+def test_the_blocks_read_do_not_change_the_map(slide, monkeypatch, block):
+    usual = heatmap(slide, bright_model(), mask=ALL, progress=False)
+    monkeypatch.setattr(inference, "BLOCK", block)
+    np.testing.assert_allclose(
+        heatmap(slide, bright_model(), mask=ALL, progress=False).values, usual.values, atol=1e-6
+    )
+
+
+class Counting(Brightness):
+    """Stops, as a process that is killed, after so many batches."""
+
+    def __init__(self, stop_after):
+        super().__init__()
+        self.left = stop_after
+
+    def forward(self, x):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 7])
+def test_a_stopped_run_resumes_to_the_same_bytes(slide, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr(inference, "BLOCK", (4, 8))
+    monkeypatch.setattr(inference, "COMMIT_EVERY", 2)
+    steady = bright_model()
+    steady.encoder = Counting(1000)
+    whole = heatmap(slide, steady, mask=ALL, out=tmp_path / "whole.npz", progress=False)
+    dying = bright_model()
+    dying.encoder = Counting(stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        heatmap(slide, dying, mask=ALL, out=tmp_path / "cut.npz", progress=False)
+    assert not (tmp_path / "cut.npz").exists()
+    survivor = bright_model()
+    survivor.encoder = Counting(1000)
+    resumed = heatmap(slide, survivor, mask=ALL, out=tmp_path / "cut.npz", progress=False)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    committed = stop_after // 2 * 2  # blocks are committed two by two
+    assert steady.encoder.left == survivor.encoder.left - committed
+    assert not (tmp_path / "cut.partial.npz").exists()
+
+
+def test_what_is_done_is_not_done_again_and_another_model_is_refused(slide, tmp_path):
+    out = tmp_path / "map.npz"
+    first = heatmap(slide, bright_model(), mask=ALL, out=out, progress=False)
+    never = bright_model()
+    never.encoder = Counting(0)
+    np.testing.assert_array_equal(
+        heatmap(slide, never, mask=ALL, out=out, progress=False).values, first.values
+    )
+    with pytest.raises(ValueError, match="holds a heatmap with model"):
+        heatmap(slide, bright_model(gain=3.0), mask=ALL, out=out, progress=False)
+    with pytest.raises(ValueError, match="stride_px = 16, asked for stride_px = 8"):
+        heatmap(slide, bright_model(), mask=ALL, stride_px=8, out=out, progress=False)
+
+
+def test_heatmaps_that_cannot_be(slide):
+    with pytest.raises(SlideError, match=r"trained at 0\.25 µm/px, the slide's finest level has 0\.5"):
+        heatmap(slide, bright_model(mpp=0.25), mask=ALL)
+    with pytest.raises(ValueError, match="does not know its mpp"):
+        heatmap(slide, bright_model(mpp=None), mask=ALL)
+    with pytest.raises(ValueError, match="must divide the patch of 32 px, got 12"):
+        heatmap(slide, bright_model(), mask=ALL, stride_px=12)
+    with pytest.raises(ValueError, match="no class 'pink'"):
+        heatmap(slide, bright_model(), mask=ALL, positive="pink")
+
+
+def test_a_slide_without_tissue_is_all_unknown(slide):
+    empty = Raster(np.zeros((25, 35), bool), 8.0)
+    heat = heatmap(slide, bright_model(), mask=empty, progress=False)
+    assert np.isnan(heat.values).all()
+    assert slide_score(heat) == 0
+    assert len(lesions(heat)) == 0
+
+
+# Patches ---------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_follow_the_rows(slide):
+    grid = patch_grid(slide, size_px=32, mpp=0.5, mask=ALL)
+    predicted = predict_patches(bright_model(), grid, {slide.name: slide}, batch_size=7, progress=False)
+    shuffled = grid.sample(frac=1, random_state=1)
+    again = predict_patches(bright_model(), shuffled, {slide.name: slide}, batch_size=11, progress=False)
+    pd.testing.assert_frame_equal(again.sort_index(), predicted, rtol=1e-5)
+    brightness = slide.read_patches(grid).mean((1, 2, 3)) / 255
+    np.testing.assert_allclose(predicted["p_bright"], 1 / (1 + np.exp(-8 * (brightness - 0.5))), atol=1e-5)
+    assert ((predicted["p_bright"] > 0.5) == (predicted["predicted"] == "bright")).all()
+
+
+def test_features_are_those_of_the_encoder(slide):
+    grid = patch_grid(slide, size_px=32, mpp=0.5, mask=ALL)[::-1].reset_index(drop=True)
+    features = extract_features(slide, grid, load_encoder("colour"), batch_size=50, progress=False)
+    direct = load_encoder("colour")(torch.from_numpy(slide.read_patches(grid)).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(features, direct, rtol=1e-4, atol=1e-5)
+    assert extract_features(slide, grid[:0], load_encoder("colour")).shape == (0, 9)
+
+
+# Lesions ---------------------------------------------------------------------------------------------------------
+
+
+def two_lesions():
+    values = np.full((20, 30), 0.1, np.float32)
+    values[2:6, 3:9] = 0.7
+    values[4, 5] = 0.9
+    values[12:14, 20:22] = 0.8
+    values[0, 29] = np.nan
+    return Raster(values, 16.0, origin_um=(100.0, 0.0), attrs={"slide": "s"})
+
+
+def test_lesions_by_hand():
+    found = lesions(two_lesions(), threshold=0.5)
+    assert found["score"].tolist() == pytest.approx([0.9, 0.8])
+    assert (found.loc[0, "x_um"], found.loc[0, "y_um"]) == (100 + 5.5 * 16, 4.5 * 16)
+    assert found["area_um2"].tolist() == [24 * 256, 4 * 256]
+    assert found["slide_id"].tolist() == ["s", "s"]
+    assert len(lesions(two_lesions(), threshold=0.5, min_area_um2=2000)) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_looser_threshold_covers_more(seed):
+    values = np.random.default_rng(seed).random((30, 30)).astype(np.float32)
+    areas = [lesions(Raster(values, 8.0), threshold=t)["area_um2"].sum() for t in (0.2, 0.5, 0.8)]
+    assert areas == sorted(areas, reverse=True)
+    assert areas[1] == (values >= 0.5).sum() * 64
+
+
+def test_slide_scores_by_hand():
+    assert slide_score(two_lesions()) == pytest.approx(0.9)
+    assert slide_score(two_lesions(), top=3) == pytest.approx((0.9 + 0.8 + 0.8) / 3)
+    with pytest.raises(ValueError, match="at least 1"):
+        slide_score(two_lesions(), top=0)
+
+
+def test_candidates_name_their_slides():
+    table = candidates({"a": two_lesions(), "b": two_lesions()}, threshold=0.75)
+    assert table["slide_id"].tolist() == ["a", "a", "b", "b"]

@@ -1,0 +1,173 @@
+"""Training: it learns what can be learnt and nothing else, and an interruption changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pathkit.models import PatchClassifier, load_model, model_digest, patch_classifier, save_model
+from pathkit.slide import open_slide
+from pathkit.training import Augment, class_weights, fit, fit_linear_probe
+
+SIZE = 32
+
+
+def striped_slide(seed=0, n=8):
+    """Squares of 32 px, with stripes across in one half and along in the other: equal colours, other texture."""
+    rng = np.random.default_rng(seed)
+    pixels = np.zeros((n * SIZE, n * SIZE, 3), np.uint8)
+    rows = []
+    for i in range(n):
+        for j in range(n):
+            across = (i + j) % 2 == 0
+            wave = 150 + 60 * np.sin(np.arange(SIZE) * 2 * np.pi / 8 + rng.uniform(0, 6))
+            square = np.tile(wave, (SIZE, 1)) if across else np.tile(wave[:, None], (1, SIZE))
+            square = square + rng.normal(0, 8, square.shape)
+            pixels[i * SIZE : (i + 1) * SIZE, j * SIZE : (j + 1) * SIZE] = square.clip(0, 255)[..., None]
+            rows.append(("s", j * SIZE, i * SIZE, SIZE, 0.5, "across" if across else "along"))
+    table = pd.DataFrame(rows, columns=["slide_id", "x_l0", "y_l0", "size_px", "mpp", "label"])
+    return {"s": open_slide(pixels, mpp=0.5)}, table
+
+
+SLIDES, TABLE = striped_slide()
+TRAIN, VAL = TABLE[:48], TABLE[48:]
+PLAIN = {"slides": SLIDES, "batch_size": 8, "progress": False, "accelerator": "cpu", "augment": False}
+
+
+def new_model(seed=0):
+    torch.manual_seed(seed)
+    return patch_classifier("small", classes=["across", "along"])
+
+
+def test_it_learns_texture_and_colour_alone_does_not():
+    result = fit(new_model(), TRAIN, VAL, epochs=5, lr=1e-2, **PLAIN)
+    assert result.history["val_accuracy"].max() > 0.95
+    assert (result.model.mpp, result.model.size_px) == (0.5, SIZE)
+    assert not result.model.training
+    colour = fit_linear_probe("colour", TRAIN, slides=SLIDES, progress=False)
+    pixels = torch.from_numpy(SLIDES["s"].read_patches(VAL)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        guessed = np.array(colour.classes)[colour(pixels).argmax(1)]
+    assert (guessed == VAL["label"]).mean() < 0.8
+
+
+def test_shuffled_labels_are_not_learnt():
+    shuffled = TRAIN.assign(label=np.random.default_rng(1).permutation(TRAIN["label"]))
+    result = fit(new_model(), shuffled, VAL, epochs=5, lr=1e-2, **PLAIN)
+    assert result.history["val_accuracy"].iloc[-1] < 0.85
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not():
+    first, again, other = (fit(new_model(), TRAIN, VAL, epochs=1, seed=s, **PLAIN).model for s in (3, 3, 4))
+    assert model_digest(first) == model_digest(again)
+    assert model_digest(first) != model_digest(other)
+
+
+class Stop(Exception):
+    """The lights go out."""
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
+    options = {**PLAIN, "augment": True}
+    whole = fit(new_model(), TRAIN, VAL, epochs=3, checkpoint_dir=tmp_path / "whole", **options)
+
+    def stop(model, row):
+        if row["epoch"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(new_model(), TRAIN, VAL, epochs=3, checkpoint_dir=tmp_path / "cut", on_epoch=stop, **options)
+    resumed = fit(new_model(9), TRAIN, VAL, epochs=3, checkpoint_dir=tmp_path / "cut", **options)
+    assert resumed.history["epoch"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(resumed.history["val_loss"], whole.history["val_loss"], rtol=1e-5)
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_folder_of_another_run_is_not_resumed(tmp_path):
+    fit(new_model(), TRAIN, VAL, epochs=1, checkpoint_dir=tmp_path, **PLAIN)
+    with pytest.raises(ValueError, match=r"epochs = 1, now epochs = 2.*resume=False"):
+        fit(new_model(), TRAIN, VAL, epochs=2, checkpoint_dir=tmp_path, **PLAIN)
+    fresh = fit(new_model(), TRAIN, VAL, epochs=2, checkpoint_dir=tmp_path, resume=False, **PLAIN)
+    assert len(fresh.history) == 2
+
+
+def test_patches_that_do_not_fit_in_memory_are_read_from_the_slides():
+    memory = fit(new_model(), TRAIN, VAL, epochs=1, **PLAIN)
+    streamed = fit(new_model(), TRAIN, VAL, epochs=1, budget_gb=0, **PLAIN)
+    assert model_digest(memory.model) == model_digest(streamed.model)
+
+
+def test_the_best_weights_are_given_back():
+    seen = {}
+
+    def keep(model, row):
+        seen[row["epoch"]] = (row["val_loss"], model_digest(model))
+
+    result = fit(new_model(), TRAIN, VAL, epochs=4, lr=3e-2, on_epoch=keep, **PLAIN)
+    assert model_digest(result.model) == min(seen.values())[1]
+    assert result.checkpoint is None
+
+
+def test_class_weights_by_hand():
+    np.testing.assert_allclose(class_weights(np.array([0, 0, 0, 1]), 2), [4 / 6, 4 / 2])
+    with pytest.raises(ValueError, match="class number 2 has no example"):
+        class_weights(np.array([0, 1]), 3)
+
+
+def test_what_cannot_be_trained():
+    with pytest.raises(ValueError, match="no example"):
+        fit(new_model(), TRAIN[TRAIN["label"] == "along"], VAL, **PLAIN)
+    with pytest.raises(ValueError, match="one field of view"):
+        fit(new_model(), TRAIN.assign(mpp=1.0), VAL, **PLAIN)
+    with pytest.raises(ValueError, match="no column 'grade'"):
+        fit(new_model(), TRAIN, VAL, label="grade", **PLAIN)
+    with pytest.raises(ValueError, match="not among the classes"):
+        fit(new_model(), TRAIN.replace("along", "askew"), VAL, **PLAIN)
+    with pytest.raises(ValueError, match="a table is empty"):
+        fit(new_model(), TRAIN[:0], VAL, **PLAIN)
+    with pytest.raises(ValueError, match="two or more different classes"):
+        PatchClassifier(new_model().encoder, ["one"])
+
+
+# Augmentation and files ------------------------------------------------------------------------------------------
+
+
+def test_augmentation_without_stain_and_light_only_turns():
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
+    turned = Augment(stain=0, light=0)(x)
+    assert not torch.equal(turned, x.float())
+    torch.testing.assert_close(turned.flatten(2).sort(2).values, x.float().flatten(2).sort(2).values)
+
+
+def test_stain_augmentation_leaves_white_white_and_changes_colour():
+    torch.manual_seed(0)
+    augment = Augment(stain=0.3, light=0)
+    white = torch.full((4, 3, 4, 4), 255, dtype=torch.uint8)
+    torch.testing.assert_close(augment(white), white.float(), atol=0.01, rtol=0)
+    pink = torch.tensor([220, 140, 190], dtype=torch.uint8).view(1, 3, 1, 1).expand(4, 3, 4, 4)
+    changed = augment(pink)
+    assert (changed - pink).abs().mean() > 2
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+
+
+def test_a_saved_model_is_the_same_model(tmp_path):
+    model = new_model().eval()
+    model.mpp, model.size_px = 1.0, 64
+    back = load_model(save_model(model, tmp_path / "m.pt"))
+    assert (back.classes, back.mpp, back.size_px) == (("across", "along"), 1.0, 64)
+    assert model_digest(back) == model_digest(model)
+    x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    torch.testing.assert_close(back(x), model(x))
+
+
+def test_files_that_are_no_model(tmp_path):
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises(ValueError, match=r"text\.pt: not a model saved by pathkit"):
+        load_model(tmp_path / "text.pt")
+    with pytest.raises(ValueError, match="no such model"):
+        load_model(tmp_path / "absent.pt")
