@@ -335,11 +335,11 @@ class _Classification(lightning.LightningModule):
         self._start = 0.0
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.seed * 100_003 + self.current_epoch)  # augmentation, the same after a resume
         self._losses, self._start = [], time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         pixels, labels = batch
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)  # augmentation, the same after a resume
         pixels = pixels if self.augment is None else self.augment(pixels)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         loss = nn.functional.cross_entropy(self.model(pixels), labels, weight=self.weights)

@@ -249,7 +249,9 @@ def _one_deposit(
     towards = np.array([centre_x - x_um, centre_y - y_um]) / np.hypot(centre_x - x_um, centre_y - y_um)
     x_um, y_um = np.array([x_um, y_um]) + towards * length_um * rng.uniform(0.15, 0.4)
     distance = _distance_um(node.shape, x_um, y_um, rng) / (length_um / 2 / 1.15)
-    rough = 0.16 * _smooth(rng, node.shape, max(16, length_um / 4)) + 0.08 * _smooth(rng, node.shape, 40)
+    rough = 0.16 * _smooth(rng, node.shape, max(16, length_um / 4)) + 16 / (length_um / 2.3) * _smooth(
+        rng, node.shape, 40
+    )
     inside = (distance + rough < 1) & node
     _, pieces = cv2.connectedComponents(inside.astype(np.uint8))
     sizes = np.bincount(pieces.ravel())

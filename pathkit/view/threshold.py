@@ -1,7 +1,7 @@
 """Threshold explorer: one slider, and what it does to the slide, to the lesions found and to the curves.
 
 The slide with its heatmap and the outlines of the truth; candidates drawn as hits, false alarms and missed lesions; the
-FROC and the ROC curve with the point of the present threshold, and points of pathologists to compare with. All frames are
+FROC and the ROC curve with the point of the present threshold, and the AUC of readers to compare with. All frames are
 microns; the y axis of the slide is negative inside Bokeh, whose images grow upwards, and is labelled as it should be.
 """
 
@@ -18,7 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pathkit.geometry import Raster
-from pathkit.metrics import FrocCurve, froc, match_detections, roc_points
+from pathkit.metrics import FrocCurve, auc, froc, match_detections, roc_points
 
 __all__ = ["ThresholdExplorer", "draw_outlines", "is_static"]
 
@@ -55,7 +55,7 @@ class ThresholdExplorer:
     positive : str
         The label of positive slides.
     references : DataFrame, optional
-        Points beside the ROC curve: name, fpr, tpr, or name, auc for lines of the legend.
+        Readers to compare with, in the legend of the ROC curve: name and auc.
     threshold : float
         To begin with.
 
@@ -235,11 +235,9 @@ class ThresholdExplorer:
             color=COLOURS["false alarm"],
             markersize=9,
         )
-        for row in self.references.itertuples():
-            axes.plot(row.fpr, row.tpr, "^", color="black", markersize=7)
-            axes.annotate(
-                row.name, (row.fpr, row.tpr), xytext=(6, -10), textcoords="offset points", fontsize=7
-            )
+        for line in self._reference_lines():
+            axes.plot([], [], " ", label=line)
+        axes.legend(loc="lower right", fontsize=8, frameon=False, handlelength=0)
         axes.set(
             xlabel="1 - specificity (slides)",
             ylabel="Sensitivity (slides)",
@@ -247,6 +245,10 @@ class ThresholdExplorer:
             ylim=(0, 1.03),
             xlim=(-0.02, 1),
         )
+
+    def _reference_lines(self) -> list[str]:
+        value = auc(self.slides["label"] == self.positive, self.slides["score"])
+        return [f"AUC here: {value:.3f}", *(f"{r.name}: {r.auc:.3f}" for r in self.references.itertuples())]
 
     # Live ------------------------------------------------------------------------------------------------------
 
@@ -349,18 +351,8 @@ class _Live:
         )
         roc.line(explorer.roc["fpr"], explorer.roc["tpr"], color=COLOURS["truth"], line_width=2)
         roc.scatter("x", "y", source=self.roc_point, size=12, color=COLOURS["false alarm"])
-        for reference in explorer.references.itertuples():
-            roc.scatter(
-                [reference.fpr],
-                [reference.tpr],
-                marker="triangle",
-                size=10,
-                color="black",
-                legend_label=reference.name,
-            )
-        if len(explorer.references):
-            roc.legend.location = "bottom_right"
-            roc.legend.label_text_font_size = "8pt"
+        for place, text in enumerate(reversed(explorer._reference_lines())):
+            roc.text([0.98], [0.03 + 0.06 * place], [text], text_align="right", text_font_size="8pt")
         roc.xaxis.axis_label, roc.yaxis.axis_label = "1 - specificity", "Sensitivity"
         self.layout = row(slide, free, roc)
         self._shown: str | None = None
