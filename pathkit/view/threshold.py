@@ -286,12 +286,11 @@ class _Live:
         )
         self.line = ipywidgets.HTML()
         self._build_figures()
-        self.box = ipywidgets.VBox(
-            [ipywidgets.HBox([self.slide, self.slider]), BokehModel(self.layout), self.line]
-        )
+        self.update()  # before BokehModel, which shows the figures as they are when it is made
+        controls = ipywidgets.HBox([self.slide, self.slider])
+        self.box = ipywidgets.VBox([controls, BokehModel(self.layout), self.line])
         self.slide.observe(lambda change: setattr(explorer, "slide_id", change["new"]), "value")
         self.slider.observe(lambda change: setattr(explorer, "threshold", change["new"]), "value")
-        self.update()
 
     def _build_figures(self) -> None:
         from bokeh.layouts import row
@@ -306,7 +305,7 @@ class _Live:
         self.froc_point, self.roc_point = (ColumnDataSource({"x": [], "y": []}) for _ in range(2))
         tooltips = [("", "@outcome"), ("probability", "@score{0.00}")]
         slide = figure(
-            width=520, height=430, match_aspect=True, tools="pan,wheel_zoom,reset", active_scroll="wheel_zoom"
+            width=470, height=390, match_aspect=True, tools="pan,wheel_zoom,reset", active_scroll="wheel_zoom"
         )
         slide.image_rgba("image", x="x", y="y", dw="dw", dh="dh", source=self.image)
         slide.image(
@@ -329,8 +328,8 @@ class _Live:
         slide.grid.visible = False
         points = explorer.froc.points
         free = figure(
-            width=300,
-            height=430,
+            width=265,
+            height=390,
             tools="",
             x_range=Range1d(start=-0.1, end=8),
             y_range=Range1d(start=0, end=1.03),
@@ -342,8 +341,8 @@ class _Live:
         free.scatter("x", "y", source=self.froc_point, size=12, color=COLOURS["false alarm"])
         free.xaxis.axis_label, free.yaxis.axis_label = "False alarms per slide", "Lesions found"
         roc = figure(
-            width=300,
-            height=430,
+            width=265,
+            height=390,
             tools="",
             x_range=Range1d(start=-0.02, end=1),
             y_range=Range1d(start=0, end=1.03),
