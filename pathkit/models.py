@@ -173,9 +173,10 @@ def keep_memory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX of malloc.h
     try:
         libc = ctypes.CDLL("libc.so.6")
-        return bool(libc.mallopt(mmap_max, 0)) and bool(libc.mallopt(trim_threshold, 2**30))
+        libc.mallopt(arena_max, 2)  # each further arena would keep memory of its own
+        return bool(libc.mallopt(mmap_max, 0)) and bool(libc.mallopt(trim_threshold, 2**28))
     except (OSError, AttributeError):  # another C library
         return False

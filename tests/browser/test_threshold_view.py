@@ -68,7 +68,7 @@ def test_the_slider_drives_the_view(lab, browser, tmp_path):
     page.locator(".widget-html-content", has_text="a at threshold 0.70: 1 hits, 0 false alarms").wait_for(
         timeout=30_000
     )
-    page.locator("select").first.select_option(label="b (normal)")
+    page.locator(".widget-dropdown select").select_option(label="b (normal)")
     page.wait_for_function(f"() => ({MARKS})().includes('')", timeout=30_000)
     page.screenshot(path=tmp_path / "after.png")
     page.close()
