@@ -289,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--remove", action="store_true", help="remove the slides from the cache")
     demo.set_defaults(command=_demo)
 
-    tissue = _step(commands, "tissue", _tissue, "find tissue: a mask, polygons for QuPath, and a picture")
+    _step(commands, "tissue", _tissue, "find tissue: a mask, polygons for QuPath, and a picture")
     patches = _step(commands, "patches", _patches, "lay a grid of patches over the tissue: a table")
     features = _step(
         commands, "features", _features, "describe each patch by an encoder, and cluster the patches"
@@ -297,7 +297,6 @@ def _parser() -> argparse.ArgumentParser:
     heatmap = _step(
         commands, "heatmap", _heatmap, "run a trained model over the slide: a heatmap and its lesions"
     )
-    del tissue
     for command in (patches, features):
         command.add_argument(
             "--size-px", type=int, default=256, help="patch side in pixels (default: %(default)s)"

@@ -241,7 +241,7 @@ def froc(
             f"froc: the tables name {len(slides)} slides, n_slides says {n_slides}. Count all slides searched."
         )
     matched = match_detections(detections, lesions)
-    to_find = lesions if "ignore" not in lesions else lesions[~lesions["ignore"].to_numpy(bool)]
+    to_find = _to_find(lesions)
     hits, false_positives = _hits_and_false_positives(matched)
     return _curve(hits, false_positives, len(to_find), n_slides, fp_per_slide)
 
@@ -276,7 +276,7 @@ def froc_interval(
     of_slide = dict(zip(patient.index, codes, strict=True))
     whole = froc(detections, lesions, len(slides), fp_per_slide=fp_per_slide)
     hits, false_positives = _hits_and_false_positives(match_detections(detections, lesions))
-    to_find = lesions if "ignore" not in lesions else lesions[~lesions["ignore"].to_numpy(bool)]
+    to_find = _to_find(lesions)
     lesions_of = np.bincount(to_find["slide_id"].map(of_slide), minlength=len(patients))
     slides_of = np.bincount(codes, minlength=len(patients))
     hit_patient, fp_patient = hits["slide_id"].map(of_slide), false_positives["slide_id"].map(of_slide)
@@ -295,6 +295,11 @@ def froc_interval(
         )
         values.append(_curve(drawn_hits, drawn_fps, n_lesions, int(times @ slides_of), fp_per_slide).mean)
     return _interval(whole.mean, values, level, n)
+
+
+def _to_find(lesions: pd.DataFrame) -> pd.DataFrame:
+    """The lesions that count: all but those to be ignored."""
+    return lesions if "ignore" not in lesions else lesions[~lesions["ignore"].to_numpy(bool)]
 
 
 def _hits_and_false_positives(matched: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -26,7 +26,7 @@ __all__ = ["GENERATOR_VERSION", "lymph_node_cohort"]
 
 #: Raised when the same seed gives other slides; part of the cache's key.
 GENERATOR_VERSION = 1
-#: Share of nodes with metastases among those of a patient who has any, and of each kind among them.
+#: Kinds of metastases that a node can have.
 _KINDS = ("itc", "micro", "macro")
 _BAND_PX = 512
 

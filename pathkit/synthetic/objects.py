@@ -79,7 +79,7 @@ LOOKS = np.array(
 FIELDS = ("x_um", "y_um", "long_um", "short_um", "angle", "haematoxylin", "class", "texture")
 
 
-def _mixture_table(tumour_class_shift: float = 0.0) -> NDArray[np.float64]:
+def _mixture_table() -> NDArray[np.float64]:
     """(labels, classes): cumulative shares."""
     table = np.zeros((len(LABELS), len(CLASSES)))
     for tissue, shares in MIXTURE.items():
