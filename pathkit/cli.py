@@ -99,6 +99,7 @@ def _features(options: argparse.Namespace) -> int:
     def work(path: Path) -> dict[str, Any]:
         import numpy as np
 
+        from pathkit.files import replacing
         from pathkit.patches import write_patches
 
         slide, out = _opened(path, options), Path(options.out)
@@ -108,9 +109,8 @@ def _features(options: argparse.Namespace) -> int:
             table["cluster"] = _clusters(features, options.clusters)
             _draw_clusters(slide, table, out / f"{path.stem}.clusters.png")
         write_patches(table, out / f"{path.stem}.patches.parquet", encoder=options.encoder)
-        partial = out / f"{path.stem}.features.partial.npy"
-        np.save(partial, features)
-        partial.replace(out / f"{path.stem}.features.npy")
+        with replacing(out / f"{path.stem}.features.npy") as partial, partial.open("wb") as file:
+            np.save(file, features)
         return {"mpp": slide.mpp, "patches": len(table), "dimensions": features.shape[1]}
 
     depends = ["mpp", "mask_mpp", "size_px", "patch_mpp", "overlap_px", "min_tissue", "encoder", "clusters"]

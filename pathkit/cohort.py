@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
+from pathkit.files import write_text
 from pathkit.geometry import Raster
 from pathkit.slide import SlideError, open_slide
 
@@ -100,7 +101,7 @@ def run(
     asked = json.dumps(dict(parameters or {}), sort_keys=True, default=str)
     same = parameters_path.exists() and parameters_path.read_text() == asked
     done = _rows_done(table_path) if same and not force else {}
-    _write_whole(parameters_path, asked)
+    write_text(parameters_path, asked)
     rows = dict(done)
     with tqdm(paths, desc=step, unit="slide", disable=not progress) as bar:
         for path in bar:
@@ -109,7 +110,7 @@ def run(
             if row is None or row["path"] != str(path):
                 row = _row(work, path)
             rows[path.stem] = row
-            _write_whole(table_path, pd.DataFrame(list(rows.values())).to_csv(index=False))
+            write_text(table_path, pd.DataFrame(list(rows.values())).to_csv(index=False))
     return pd.DataFrame([rows[p.stem] for p in paths])
 
 
@@ -143,12 +144,6 @@ def _rows_done(table_path: Path) -> dict[str, dict[str, Any]]:
         return {}
     table = pd.read_csv(table_path, dtype={"slide_id": str, "path": str}, keep_default_na=False)
     return {str(row["slide_id"]): dict(row) for row in table.to_dict("records") if row["status"] == "ok"}  # type: ignore[arg-type]
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _check_names(paths: Sequence[Path]) -> None:

@@ -26,6 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 from shapely.geometry import Polygon
 from shapely.geometry.base import BaseGeometry
 
+from pathkit.files import replacing
+
 __all__ = ["Box", "Frames", "Raster"]
 
 Frame = str | int
@@ -282,8 +284,7 @@ class Raster:
         import json
 
         path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(
                 file,
                 values=self.values,
@@ -291,7 +292,6 @@ class Raster:
                 origin_um=np.asarray(self.origin_um, dtype=float),
                 attrs=np.array(json.dumps(self.attrs)),
             )
-        partial.replace(path)  # a half-written file never carries the name
         return path
 
     @classmethod

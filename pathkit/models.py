@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pathkit.encoders import Colour, Encoder, load_encoder
+from pathkit.files import replacing
 
 __all__ = [
     "PatchClassifier",
@@ -110,15 +111,14 @@ def patch_classifier(
 def save_model(model: PatchClassifier, path: str | os.PathLike[str]) -> Path:
     """Write weights, classes, mpp and size to one file, whole or not at all."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     facts = {
         "encoder": model.encoder.name,
         "classes": list(model.classes),
         "mpp": model.mpp,
         "size_px": model.size_px,
     }
-    torch.save({"pathkit": facts, "weights": model.state_dict()}, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save({"pathkit": facts, "weights": model.state_dict()}, partial)
     return path
 
 

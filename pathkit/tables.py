@@ -17,6 +17,8 @@ from typing import Any
 
 import pandas as pd
 
+from pathkit.files import replacing
+
 __all__ = [
     "TableError",
     "check_objects",
@@ -191,9 +193,8 @@ def write_table(table: pd.DataFrame, path: str | os.PathLike[str], **metadata: A
     arrow = pyarrow.Table.from_pandas(plain)
     arrow = arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: text.encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    pyarrow.parquet.write_table(arrow, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        pyarrow.parquet.write_table(arrow, partial)
     return path
 
 

@@ -24,6 +24,7 @@ import shapely
 from pathkit.annotations import asap, qupath, regions
 from pathkit.annotations.overlay import label_patches, rasterize
 from pathkit.annotations.rows import UNCLASSIFIED, AnnotationError, Row
+from pathkit.files import write_text
 
 if TYPE_CHECKING:
     from pathkit.slide import Slide
@@ -131,9 +132,7 @@ def write_annotations(
         for shape, row in zip(geometry, annotations.drop(columns="geometry").to_dict("records"), strict=True)
     ]
     text = WRITABLE[kind].write(rows, relative_to)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_text(path, text)
     return path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ __all__ = ["NAMES", "cache_dir", "is_ready", "load", "remove"]
 
 #: Parameters of `synthetic.lymph_node_cohort` for each named cohort.
 _COHORTS: dict[str, Mapping[str, Any]] = {
-    "lymph-nodes": {"n_patients": 24, "nodes_per_patient": 2, "seed": 7},
+    "lymph-nodes": {"n_patients": 30, "nodes_per_patient": 2, "positive": 0.6, "seed": 7},
     "lymph-nodes-tiny": {
         "n_patients": 6,
         "nodes_per_patient": 1,
@@ -80,4 +82,5 @@ def _folder(name: str) -> Path:
         raise ValueError(
             f"datasets: no set {name!r}; there are {', '.join(NAMES)}. For your own slides see data/README.md."
         )
-    return cache_dir() / f"{name}-v{GENERATOR_VERSION}"
+    made_as = json.dumps([GENERATOR_VERSION, _COHORTS[name]], sort_keys=True)
+    return cache_dir() / f"{name}-{hashlib.sha256(made_as.encode()).hexdigest()[:8]}"

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from pathkit.annotations import annotation_frame, write_annotations
 from pathkit.annotations.rows import Row
+from pathkit.files import write_text
 from pathkit.synthetic.architecture import Architecture, lymph_node
 from pathkit.synthetic.objects import nuclei
 from pathkit.synthetic.pyramid import write_pyramid
@@ -239,9 +240,7 @@ def _check_manifest(folder: Path, parameters: dict[str, Any]) -> None:
         raise ValueError(
             f"{folder}: holds a cohort made with other parameters (manifest.json). Choose another folder."
         )
-    partial = path.with_name("manifest.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_text(path, text)
 
 
 def _check_disk(folder: Path, n_slides: int, size_um: tuple[float, float]) -> None:

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pathkit.files import replacing
+
 __all__ = ["write_pyramid"]
 
 TILE_PX = 256
@@ -53,9 +55,8 @@ def write_pyramid(
     if not mpp > 0:
         raise ValueError(f"write_pyramid: mpp must be positive, got {mpp}.")
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     level, downsample = pixels, 1
-    with tifffile.TiffWriter(partial, bigtiff=pixels.nbytes > 2**31) as tiff:
+    with replacing(path) as partial, tifffile.TiffWriter(partial, bigtiff=pixels.nbytes > 2**31) as tiff:
         while True:
             tiff.write(
                 level,
@@ -75,5 +76,4 @@ def write_pyramid(
             cropped = level[: height * factor, : width * factor]
             level = np.asarray(cv2.resize(cropped, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
             downsample *= factor
-    partial.replace(path)
     return path
