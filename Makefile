@@ -17,7 +17,7 @@ help:  ## show this list
 
 lab: $(INSTALLED) demo  ## install, prepare the demo slides, open JupyterLab on notebook 00
 	@echo "== Opening JupyterLab on notebooks/00_start_here.ipynb (end it with Ctrl-C)"
-	$(BIN)/jupyter lab $(LAB_FLAGS) notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(LAB_FLAGS) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 demo: $(INSTALLED)  ## prepare the demo slides (made once, then kept in the cache)
 	@$(BIN)/pathkit demo
