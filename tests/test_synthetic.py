@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from pathkit import datasets, synthetic
 from pathkit.annotations import read_annotations
 from pathkit.geometry import Box
 from pathkit.slide import open_slide
-from pathkit.synthetic.architecture import CATEGORIES, LABELS, MAP_UM
-from pathkit.synthetic.objects import DENSITY_PER_MM2
+from pathkit.synthetic.lymph import CATEGORIES, MAP_UM
 from pathkit.synthetic.scanner import slide_stains
+from pathkit.synthetic.tissues import DENSITY_PER_MM2, LABELS
 from pathkit.tables import check_objects, read_table
 
 SIZE_UM = (1000.0, 800.0)
@@ -57,14 +58,14 @@ def test_seeds_differ(node):
 
 
 def test_deconvolution_with_the_true_vectors_recovers_the_concentrations(node):
-    sharp = synthetic.Site(**{**SITE.__dict__, "blur_um": 0.0, "noise": 0.0, "gamma": 1.0})
+    sharp = replace(SITE, blur_um=1e-3, noise=0.0, gamma=1.0)
     pixels = synthetic.scan(node, sharp, (300, 300), (200, 200)).astype(float)
     density = -np.log10(np.maximum(pixels, 0.5) / np.array(sharp.white))
     truth = synthetic.concentrations(node, (300 * sharp.mpp, 300 * sharp.mpp), (200, 200), mpp=sharp.mpp)
-    found = density @ np.linalg.pinv(slide_stains(sharp, node.seed))
+    found = density @ np.linalg.pinv(slide_stains(sharp, node.seed)[:2])
     readable = pixels.min(2) > 25  # darker grey levels hold too few steps to tell stains apart
     assert readable.mean() > 0.5
-    assert np.abs(found - truth)[readable].max() < 0.06
+    assert np.abs(found - truth[..., :2])[readable].max() < 0.06
 
 
 def test_nuclei_of_a_region_are_those_of_the_whole(node):
@@ -78,20 +79,16 @@ def test_nuclei_of_a_region_are_those_of_the_whole(node):
 
 
 def test_densities_are_those_asked_for(node):
-    nuclei = synthetic.nuclei(node)
-    rows, cols = (nuclei[c].to_numpy() / MAP_UM for c in ("y_um", "x_um"))
-    tissue = node.labels[rows.astype(int), cols.astype(int)]
+    counts = synthetic.nuclei(node)["tissue"].value_counts()
     for name in ("paracortex", "tumour", "medulla"):
-        label = LABELS.index(name)
-        area_mm2 = (node.labels == label).sum() * MAP_UM**2 / 1e6
-        expected = DENSITY_PER_MM2[name] * area_mm2
+        expected = DENSITY_PER_MM2[name] * node.area_mm2(name)
         if expected > 200:
-            assert (tissue == label).sum() == pytest.approx(expected, abs=5 * np.sqrt(expected))
-    assert not (tissue == LABELS.index("glass")).any()
+            assert counts[name] == pytest.approx(expected, abs=5 * np.sqrt(expected))
+    assert "glass" not in counts
 
 
 def test_every_nucleus_is_dark_where_it_is_said_to_be(node):
-    nuclei = synthetic.nuclei(node)
+    nuclei = synthetic.nuclei(node).query("`class` != 'red cell'")
     stain = synthetic.concentrations(node, (0, 0), (1000, 800), mpp=1.0)[..., 0]
     rows, cols = nuclei["y_um"].astype(int), nuclei["x_um"].astype(int)
     at_nuclei = stain[rows, cols]
@@ -156,7 +153,7 @@ def tiny(tmp_path_factory):
 def test_a_cohort_is_in_tables_and_files(tiny):
     _, slides = tiny
     assert slides["patient_id"].nunique() == 3
-    assert set(slides["site"]) == set(synthetic.SITES)
+    assert set(slides["site"]) == {"north", "east", "south"}
     assert slides["category"].value_counts().to_dict() == {"micro": 2, "normal": 1}
     for row in slides.itertuples():
         with open_slide(row.path) as slide:

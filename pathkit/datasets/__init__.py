@@ -15,16 +15,32 @@ import platformdirs
 
 __all__ = ["NAMES", "cache_dir", "is_ready", "load", "remove"]
 
-#: Parameters of `synthetic.lymph_node_cohort` for each named cohort.
-_COHORTS: dict[str, Mapping[str, Any]] = {
-    "lymph-nodes": {"n_patients": 30, "nodes_per_patient": 2, "positive": 0.6, "seed": 7},
-    "lymph-nodes-tiny": {
-        "n_patients": 6,
-        "nodes_per_patient": 1,
-        "kinds": ("micro",),
-        "size_um": (1000.0, 800.0),
-        "seed": 3,
-    },
+#: Of each named cohort: the function of `synthetic` that makes it, and its parameters.
+_COHORTS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "lymph-nodes": (
+        "lymph_node_cohort",
+        {"n_patients": 30, "nodes_per_patient": 2, "positive": 0.6, "seed": 7},
+    ),
+    "lymph-nodes-tiny": (
+        "lymph_node_cohort",
+        {"n_patients": 6, "nodes_per_patient": 1, "kinds": ("micro",), "size_um": (1000.0, 800.0), "seed": 3},
+    ),
+    "lymph-nodes-artefacts": (
+        "lymph_node_cohort",
+        {"n_patients": 16, "nodes_per_patient": 1, "size_um": (2800.0, 2200.0), "artefacts": 0.75, "seed": 8},
+    ),
+    "colorectal": ("colorectal_cohort", {"n_patients": 40, "seed": 9}),
+    "colorectal-confounded": ("colorectal_cohort", {"n_patients": 40, "confounded": 1.0, "seed": 9}),
+    "prostate": ("prostate_cohort", {"n_patients": 24, "cores_per_patient": 2, "seed": 10}),
+    "breast": ("breast_cohort", {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "seed": 11}),
+    "breast-ki67": (
+        "breast_cohort",
+        {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "marker": "Ki-67", "seed": 11},
+    ),
+    "breast-her2": (
+        "breast_cohort",
+        {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "marker": "HER2", "seed": 11},
+    ),
 }
 NAMES = tuple(_COHORTS)
 
@@ -54,12 +70,14 @@ def load(name: str = "lymph-nodes", *, workers: int = 2, progress: bool = True) 
     ValueError
         If there is no such set.
     """
-    from pathkit.synthetic.cohort import lymph_node_cohort, slides_of
+    from pathkit.synthetic import cohort
 
     folder = _folder(name)
     if is_ready(name):
-        return slides_of(folder)
-    return lymph_node_cohort(folder, **_COHORTS[name], workers=workers, progress=progress)
+        return cohort.slides_of(folder)
+    function, parameters = _COHORTS[name]
+    made: pd.DataFrame = getattr(cohort, function)(folder, **parameters, workers=workers, progress=progress)
+    return made
 
 
 def is_ready(name: str) -> bool:

@@ -1,29 +1,71 @@
-"""Synthetic slides whose truth is known to the pixel: for learning, for tests, never as evidence about patients.
+"""The synthetic laboratory: slides whose truth is known to the pixel.
 
-A slide is made in five stages, each a module that can be read and tested alone, all from one seed:
-
-*architecture* (which tissue where, in microns) -> *objects* (every nucleus) -> *paint* (concentrations of haematoxylin and
-eosin) -> *scanner* (stain vectors, light, optics, noise: pixels) -> *pyramid* (a tiled JPEG TIFF); *cohort* makes many.
-
-Random numbers come from a hash of the seed and the place, not from a stream, so that any region can be made without the
-rest, in any order and by any number of processes, with the same result.
+Stages, each a module that can be read and tested alone: `architecture` (and one module an organ: which tissue lies where),
+`objects` (each cell), `paint` (stain concentrations and instances), `artefacts`, `scanner` (pixels of a laboratory),
+`pyramid` (a slide file), `cohort` (patients), `readers` (people who annotate). Everything follows from one seed, and any
+region can be made without making the whole.
 """
 
-from pathkit.synthetic.architecture import Architecture, lymph_node
-from pathkit.synthetic.cohort import lymph_node_cohort
-from pathkit.synthetic.objects import nuclei
-from pathkit.synthetic.paint import concentrations
+from pathkit.synthetic.architecture import Architecture
+from pathkit.synthetic.artefacts import Artefact, artefact_mask, random_artefacts
+from pathkit.synthetic.breast import breast
+from pathkit.synthetic.cohort import (
+    Truth,
+    breast_cohort,
+    colorectal_cohort,
+    lymph_node_cohort,
+    prostate_cohort,
+    slides_of,
+    truth_of,
+)
+from pathkit.synthetic.colon import colon
+from pathkit.synthetic.fields import Fields, nuclei_fields
+from pathkit.synthetic.lymph import lymph_node
+from pathkit.synthetic.markers import MARKERS
+from pathkit.synthetic.mosaic import Mosaic, write_big_slide
+from pathkit.synthetic.objects import nuclei, nucleus_array
+from pathkit.synthetic.paint import concentrations, instances
+from pathkit.synthetic.prostate import isup_grade, prostate_core
 from pathkit.synthetic.pyramid import write_pyramid
-from pathkit.synthetic.scanner import SITES, Site, scan
+from pathkit.synthetic.readers import READERS, Reader
+from pathkit.synthetic.scanner import SITES, Site, scan, slide_stains
+from pathkit.synthetic.tissues import CLASSES, LABELS, MITOSES, NINE_CLASSES
 
 __all__ = [
+    "CLASSES",
+    "LABELS",
+    "MARKERS",
+    "MITOSES",
+    "NINE_CLASSES",
+    "READERS",
     "SITES",
     "Architecture",
+    "Artefact",
+    "Fields",
+    "Mosaic",
+    "Reader",
     "Site",
+    "Truth",
+    "artefact_mask",
+    "breast",
+    "breast_cohort",
+    "colon",
+    "colorectal_cohort",
     "concentrations",
+    "instances",
+    "isup_grade",
     "lymph_node",
     "lymph_node_cohort",
     "nuclei",
+    "nuclei_fields",
+    "nucleus_array",
+    "prostate_cohort",
+    "prostate_core",
+    "random_artefacts",
     "scan",
+    "slide_stains",
+    "slides_of",
+    "truth_of",
+    "write_big_slide",
     "write_pyramid",
 ]

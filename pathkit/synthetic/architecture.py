@@ -1,14 +1,14 @@
-"""Architecture: which tissue lies where, as a coarse label map in microns.
+"""Architecture: which tissue lies where, as a label map in microns, before any cell is drawn.
 
-A lymph node is built from the outside in: fat, capsule, subcapsular sinus, cortex with follicles (mantle and germinal
-centre), paracortex, medulla with cords and sinuses, vessels, and fields of sinus histiocytes, which share their mean
-colour with a metastasis and keep the task honest. Metastases start at the subcapsular sinus, where lymph arrives, with
-an uneven front and strands of stroma. Sizes are working values of general histology, in microns.
+`Canvas` holds what the organs share: smooth noise, distances, placing, and the step from a map to polygons. Each organ is a
+module of its own (`lymph`, `colon`, `prostate`, `breast`) that returns an `Architecture`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,29 +16,23 @@ import pandas as pd
 import shapely
 from numpy.typing import NDArray
 
-__all__ = ["CATEGORIES", "LABELS", "MAP_UM", "Architecture", "lymph_node"]
+from pathkit.synthetic.tissues import CLASSES, LABELS, NINE_CLASSES, TISSUES
 
-#: Names of the labels of the map; the index is the value.
-LABELS = (
-    "glass",
-    "fat",
-    "capsule",
-    "sinus",
-    "paracortex",
-    "mantle",
-    "germinal centre",
-    "medulla",
-    "vessel wall",
-    "blood",
-    "histiocytes",
-    "tumour",
-    "tumour stroma",
-)
-_L = {name: value for value, name in enumerate(LABELS)}
-#: Microns per pixel of the label map.
-MAP_UM = 4.0
-#: What the largest deposit makes of a node, by its greatest extent in microns: from (not included) and to.
-CATEGORIES = {"normal": (0.0, 0.0), "itc": (0.0, 200.0), "micro": (200.0, 2000.0), "macro": (2000.0, np.inf)}
+__all__ = ["DEPTH_UM", "Architecture", "Canvas", "label"]
+
+#: Microns of one step of `Architecture.depth`.
+DEPTH_UM = 0.5
+Mask = NDArray[np.bool_]
+
+
+def label(name: str) -> int:
+    """The value of a tissue in the label map."""
+    return LABELS.index(name)
+
+
+def empty_regions() -> pd.DataFrame:
+    """A table of regions without a row."""
+    return pd.DataFrame({"class": [], "area_um2": [], "geometry": []})
 
 
 @dataclass
@@ -49,277 +43,277 @@ class Architecture:
     ----------
     seed : int
     labels : (H, W) uint8
-        Values index `LABELS`; `MAP_UM` microns per pixel.
+        Values index `tissues.LABELS`; `map_um` microns per pixel.
     angle : (H, W) float32
-        Direction of fibres, radians.
+        Direction of fibres, and in epithelium of its cells' height, radians.
     lesions : DataFrame
         lesion_id, category, length_um (greatest extent), area_um2, geometry (polygon in microns).
+    depth : (H, W) int8
+        Distance to the wall of the nearest gland in steps of `DEPTH_UM`: inside positive, outside negative.
+    map_um : float
+    organ : str
+    glands : DataFrame
+        gland_id, class (tissue of its epithelium), area_um2, lumen_um2, geometry (with the lumen).
+    regions : DataFrame
+        class, area_um2, geometry: what a pathologist would outline.
+    grade : int
+        1 to 3: of the tumour's nuclei.
+    per_mm2 : mapping
+        Rare cells added to tumour tissue: mitoses, their look-alikes, lymphocytes.
+    markers : mapping
+        Of each immunohistochemical marker what is expressed (see `markers`).
+    frozen : bool
+        A frozen section: holes of ice, swollen pale nuclei.
+    facts : mapping
+        What else is true of the slide.
+
+    Raises
+    ------
+    ValueError
+        If `map_um` is not positive, the grade is none, or a rare cell is unknown or its number negative.
     """
 
     seed: int
     labels: NDArray[np.uint8]
     angle: NDArray[np.float32]
     lesions: pd.DataFrame = field(repr=False)
+    depth: NDArray[np.int8] | None = field(default=None, repr=False)
+    map_um: float = 4.0
+    organ: str = "lymph node"
+    glands: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    regions: pd.DataFrame = field(default_factory=empty_regions, repr=False)
+    grade: int = 2
+    per_mm2: Mapping[str, float] = field(default_factory=dict)
+    markers: Mapping[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.map_um > 0:
+            raise ValueError(f"Architecture: map_um must be positive, got {self.map_um}.")
+        if self.grade not in (1, 2, 3):
+            raise ValueError(f"Architecture: grade is 1, 2 or 3, got {self.grade!r}.")
+        for name, rate in self.per_mm2.items():
+            if name not in CLASSES:
+                raise ValueError(f"Architecture: no cell {name!r}; there are {', '.join(CLASSES)}.")
+            if not rate >= 0:
+                raise ValueError(f"Architecture: cells a mm² must not be negative, got {rate} of {name}.")
+        if self.depth is None:
+            self.depth = np.full(self.labels.shape, -127, np.int8)
 
     @property
     def size_um(self) -> tuple[float, float]:
         """Width and height of the slide."""
         height, width = self.labels.shape
-        return width * MAP_UM, height * MAP_UM
+        return width * self.map_um, height * self.map_um
 
     @property
     def category(self) -> str:
-        """normal, itc, micro or macro, by the largest lesion."""
+        """normal, or the category of the largest lesion."""
         if not len(self.lesions):
             return "normal"
         return str(self.lesions.loc[self.lesions["length_um"].idxmax(), "category"])
 
+    def area_mm2(self, *tissues: str) -> float:
+        """Area of some tissues together."""
+        return float(np.isin(self.labels, [label(t) for t in tissues]).sum() * self.map_um**2 / 1e6)
 
-def lymph_node(
-    seed: int, category: str = "normal", *, size_um: tuple[float, float] = (3200.0, 2600.0)
-) -> Architecture:
-    """A lymph node with deposits of one category.
+    def nine_map(self) -> NDArray[np.uint8]:
+        """(H, W): which of the nine classes of NCT-CRC a place belongs to, as index of `NINE_CLASSES`."""
+        return np.array([NINE_CLASSES.index(t.nine) for t in TISSUES], np.uint8)[self.labels]
+
+
+class Canvas:
+    """A label map in the making.
 
     Parameters
     ----------
-    seed : int
-    category : {"normal", "itc", "micro", "macro"}
-        Of the largest deposit: isolated tumour cells (up to 0.2 mm), micrometastasis (up to 2 mm), macrometastasis.
+    seed : int or sequence of int
     size_um : (width, height)
-        Of the slide. A macrometastasis needs at least 2600 x 2000 microns.
-
-    Returns
-    -------
-    Architecture
-
-    Raises
-    ------
-    ValueError
-        If the category is unknown, or the slide too small for it.
+    map_um : float
     """
-    if category not in CATEGORIES:
-        raise ValueError(f"lymph_node: no category {category!r}; there are {', '.join(CATEGORIES)}.")
-    width, height = size_um
-    if min(size_um) < 400 or (category == "macro" and (width < 2600 or height < 2000)):
-        raise ValueError(
-            f"lymph_node: {width:g} x {height:g} µm is too small for a node with category {category!r}."
+
+    def __init__(self, seed: Any, size_um: tuple[float, float], map_um: float = 2.0):
+        self.rng = np.random.default_rng(seed)
+        self.map_um = map_um
+        self.shape = (round(size_um[1] / map_um), round(size_um[0] / map_um))
+        self.labels = np.zeros(self.shape, np.uint8)
+        self.y_um = ((np.arange(self.shape[0], dtype=np.float32) + 0.5) * map_um)[:, None]
+        self.x_um = ((np.arange(self.shape[1], dtype=np.float32) + 0.5) * map_um)[None, :]
+
+    def smooth(self, scale_um: float) -> NDArray[np.float32]:
+        """Gaussian noise of unit variance with features of `scale_um`."""
+        coarse = tuple(max(4, int(np.ceil(n * self.map_um / scale_um * 2)) + 4) for n in self.shape)
+        noise = cv2.resize(
+            self.rng.standard_normal(coarse).astype(np.float32),
+            self.shape[::-1],
+            interpolation=cv2.INTER_CUBIC,
         )
-    rng = np.random.default_rng([seed, 1])
-    shape = (round(height / MAP_UM), round(width / MAP_UM))
-    node = _node_outline(rng, shape)
-    depth_um = cv2.distanceTransform(node.astype(np.uint8), cv2.DIST_L2, 5) * MAP_UM
-    labels = _compartments(rng, node, depth_um)
-    lesion_mask = _deposits(rng, category, node, depth_um)
-    _put_tumour(rng, labels, lesion_mask)
-    return Architecture(seed, labels, _fibre_angle(rng, depth_um, lesion_mask), _lesion_table(lesion_mask))
+        return (noise - noise.mean()) / noise.std()
+
+    def wave(self, scale_um: float, along: int = 1) -> NDArray[np.float32]:
+        """`smooth` of one coordinate: a wavy line, to be broadcast. `along` is the axis that it runs along."""
+        n = self.shape[along]
+        coarse = max(4, int(np.ceil(n * self.map_um / scale_um * 2)) + 4)
+        line = cv2.resize(
+            self.rng.standard_normal((1, coarse)).astype(np.float32), (n, 1), interpolation=cv2.INTER_CUBIC
+        )[0]
+        line = (line - line.mean()) / max(float(line.std()), 1e-6)
+        return line[None, :] if along == 1 else line[:, None]
+
+    def inside_um(self, mask: Mask) -> NDArray[np.float32]:
+        """Distance of each place of a mask to its edge."""
+        steps = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+        # Where nothing is outside the mask, cv2 gives the largest number there is.
+        return np.minimum(steps, 1e6) * np.float32(self.map_um)
+
+    def without_crumbs(self, mask: Mask, least_um2: float) -> Mask:
+        """A mask without its pieces smaller than an area."""
+        _n, pieces, facts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+        keep = facts[:, cv2.CC_STAT_AREA] * self.map_um**2 >= least_um2
+        keep[0] = False
+        return np.asarray(keep[pieces], bool)
+
+    def window(
+        self, x_um: float, y_um: float, reach_um: float
+    ) -> tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.float32]]:
+        """Slices around a place, with the distances in x and y from it."""
+        r0 = max(0, int((y_um - reach_um) / self.map_um))
+        c0 = max(0, int((x_um - reach_um) / self.map_um))
+        rows = slice(r0, max(r0, int((y_um + reach_um) / self.map_um) + 1))
+        cols = slice(c0, max(c0, int((x_um + reach_um) / self.map_um) + 1))
+        return (rows, cols), self.x_um[:, cols] - x_um, self.y_um[rows] - y_um
+
+    def blob(
+        self, x_um: float, y_um: float, radius_um: float, *, stretch: float = 1.4, rough: float = 0.1
+    ) -> tuple[tuple[slice, slice], NDArray[np.float32]]:
+        """Distance from a place over the radius of an uneven ellipse around it, in a window: below 1 is inside."""
+        rng = self.rng
+        where, dx, dy = self.window(x_um, y_um, radius_um * stretch * (1.2 + 2 * rough))
+        tilt, long = rng.uniform(0, np.pi), np.sqrt(rng.uniform(1, stretch))
+        u, v = dx * np.cos(tilt) + dy * np.sin(tilt), -dx * np.sin(tilt) + dy * np.cos(tilt)
+        theta = np.arctan2(v, u)
+        edge = np.float32(1.0) + sum(
+            (rough * rng.normal() / np.sqrt(k)) * np.cos(k * theta + rng.uniform(0, 2 * np.pi))
+            for k in range(2, 6)
+        )
+        return where, (np.hypot(u / long, v * long) / (radius_um * np.maximum(edge, 0.3))).astype(np.float32)
+
+    def scatter(self, allowed: Mask, spacing_um: float, most: int) -> NDArray[np.float64]:
+        """(N, 2) x and y of places in a mask, none closer to another than the spacing."""
+        rows, cols = np.nonzero(allowed)
+        places: list[tuple[float, float]] = []
+        if not len(rows):
+            return np.zeros((0, 2))
+        for i in self.rng.integers(len(rows), size=12 * most):
+            x, y = (cols[i] + 0.5) * self.map_um, (rows[i] + 0.5) * self.map_um
+            if all((x - a) ** 2 + (y - b) ** 2 > spacing_um**2 for a, b in places):
+                places.append((float(x), float(y)))
+                if len(places) == most:
+                    break
+        return np.array(places).reshape(-1, 2)
+
+    def vessels(self, allowed: Mask, n: int, radius_um: tuple[float, float] = (10.0, 38.0)) -> None:
+        """Vessels with their wall and blood."""
+        for x, y in self.scatter(allowed, 3 * radius_um[1], n):
+            radius = self.rng.uniform(*radius_um)
+            where, distance = self.blob(x, y, radius + 8, rough=0.05)
+            part = self.labels[where]
+            inner = radius / (radius + 8)
+            part[(distance < 1) & allowed[where]] = label("vessel wall")
+            part[(distance < inner) & allowed[where]] = label("blood")
+
+    def depth_of(self, glands: Mask) -> NDArray[np.int8]:
+        """`Architecture.depth` of a mask of glands."""
+        signed = self.inside_um(glands) - self.inside_um(~glands)
+        signed = np.where(glands, signed - self.map_um / 2, signed + self.map_um / 2)
+        return np.clip(np.rint(signed / DEPTH_UM), -127, 127).astype(np.int8)
+
+    def angles(self, depth: NDArray[np.int8], free: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Across the wall in glands, along it just outside, and `free` elsewhere."""
+        smooth = cv2.GaussianBlur(depth.astype(np.float32), (0, 0), max(1.0, 5 / self.map_um))
+        across = np.arctan2(cv2.Sobel(smooth, cv2.CV_32F, 0, 1), cv2.Sobel(smooth, cv2.CV_32F, 1, 0))
+        near = (depth < 0) & (depth > -25 / DEPTH_UM)
+        return np.where(depth >= 0, across, np.where(near, across + np.pi / 2, free)).astype(np.float32)
+
+    def gland_table(self, glands: Mask, lumens: Mask, *, least_um2: float = 200.0) -> pd.DataFrame:
+        """Connected glands with their lumen, the tissue of most of their wall, and their outline."""
+        n, pieces = cv2.connectedComponents(glands.astype(np.uint8), connectivity=8)
+        wall = glands & ~lumens
+        counts = np.bincount(
+            pieces[wall].astype(np.int64) * len(LABELS) + self.labels[wall], minlength=n * len(LABELS)
+        ).reshape(n, len(LABELS))
+        lumen = np.bincount(pieces[lumens & glands], minlength=n) * self.map_um**2
+        rows = []
+        for polygon in polygons(glands, self.map_um, holes=False):
+            at = polygon.representative_point()
+            number = pieces[int(at.y / self.map_um), int(at.x / self.map_um)]
+            if polygon.area >= least_um2 and number and counts[number].any():
+                rows.append((LABELS[int(counts[number].argmax())], polygon.area, lumen[number], polygon))
+        table = pd.DataFrame(rows, columns=["class", "area_um2", "lumen_um2", "geometry"])
+        table.insert(0, "gland_id", np.arange(len(table)))
+        return table
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, int], scale_um: float) -> NDArray[np.float32]:
-    """Gaussian noise of unit variance with features of `scale_um`."""
-    coarse = tuple(max(4, int(np.ceil(n * MAP_UM / scale_um * 2)) + 4) for n in shape)
-    noise = cv2.resize(
-        rng.standard_normal(coarse).astype(np.float32), shape[::-1], interpolation=cv2.INTER_CUBIC
-    )
-    return (noise - noise.mean()) / noise.std()
+def region_table(
+    values: NDArray[np.uint8],
+    names: tuple[str, ...],
+    map_um: float,
+    *,
+    least_um: float = 24.0,
+    skip: str = "",
+) -> pd.DataFrame:
+    """What a pathologist would outline: a map without details finer than `least_um`, as polygons by class."""
+    shares = [
+        cv2.GaussianBlur((values == k).astype(np.float32), (0, 0), least_um / 2 / map_um)
+        for k in range(len(names))
+    ]
+    coarse = np.argmax(shares, axis=0)
+    rows = [
+        (name, polygon.area, polygon)
+        for k, name in enumerate(names)
+        if name != skip
+        for polygon in polygons(coarse == k, map_um)
+        if polygon.area > least_um**2
+    ]
+    return pd.DataFrame(rows, columns=["class", "area_um2", "geometry"])
 
 
-def _node_outline(rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """A bean: an ellipse with uneven radius and a hilum."""
-    rows, cols = np.indices(shape)
-    y, x = (rows / shape[0] - 0.5) * 2, (cols / shape[1] - 0.5) * 2
-    tilt = rng.uniform(-0.3, 0.3)
-    u, v = x * np.cos(tilt) + y * np.sin(tilt), -x * np.sin(tilt) + y * np.cos(tilt)
-    theta, radius = np.arctan2(v, u), np.hypot(u, v)
-    limit = rng.uniform(0.74, 0.84) + sum(
-        rng.normal(0, 0.045 / k) * np.cos(k * theta + rng.uniform(0, 2 * np.pi)) for k in range(2, 9)
-    )
-    hilum = rng.uniform(-np.pi, np.pi)
-    limit -= rng.uniform(0.08, 0.2) * np.exp(-((np.angle(np.exp(1j * (theta - hilum))) / 0.25) ** 2))
-    return radius < limit
-
-
-def _compartments(
-    rng: np.random.Generator, node: NDArray[np.bool_], depth_um: NDArray[np.float32]
-) -> NDArray[np.uint8]:
-    shape = node.shape
-    labels = np.zeros(shape, np.uint8)
-    outside_um = cv2.distanceTransform((~node).astype(np.uint8), cv2.DIST_L2, 5) * MAP_UM
-    labels[~node & (outside_um < 110 + 90 * _smooth(rng, shape, 350))] = _L["fat"]
-    labels[node] = _L["paracortex"]
-    largest = float(depth_um.max())
-    medulla = node & (depth_um > 0.45 * largest + 60 * _smooth(rng, shape, 250))
-    labels[medulla] = _L["medulla"]
-    cords = np.abs(_smooth(rng, shape, 110)) < 0.17
-    labels[medulla & cords] = _L["sinus"]
-    _put_follicles(rng, labels, depth_um, largest)
-    _put_histiocytes(rng, labels, depth_um)
-    thickness_um = 18 + 6 * _smooth(rng, shape, 200)
-    sinus_um = thickness_um + 20 + 8 * _smooth(rng, shape, 150)
-    labels[node & (depth_um < sinus_um)] = _L["sinus"]
-    labels[node & (depth_um < thickness_um)] = _L["capsule"]
-    _put_vessels(rng, labels, depth_um)
-    return labels
-
-
-def _put_follicles(
-    rng: np.random.Generator, labels: NDArray[np.uint8], depth_um: NDArray[np.float32], largest: float
-) -> None:
-    rows, cols = np.nonzero((depth_um > 120) & (depth_um < min(340.0, 0.6 * largest)))
-    n = int(rng.integers(8, 18) * labels.size * MAP_UM**2 / 8e6) + 1
-    wobble = _smooth(rng, labels.shape, 60)
-    taken: list[tuple[float, float, float]] = []
-    for _ in range(4 * n):
-        if len(taken) >= n or not len(rows):
-            break
-        i = rng.integers(len(rows))
-        y, x, radius = rows[i] * MAP_UM, cols[i] * MAP_UM, rng.uniform(80, 190)
-        if any(np.hypot(y - b, x - a) < 0.9 * (radius + r) for b, a, r in taken):
-            continue
-        taken.append((y, x, radius))
-        distance = _distance_um(labels.shape, x, y, rng) + 10 * wobble
-        inside = (distance < radius) & (depth_um > 50)
-        labels[inside] = _L["mantle"]
-        if rng.random() < 0.65:
-            labels[inside & (distance < radius * rng.uniform(0.5, 0.72))] = _L["germinal centre"]
-
-
-def _distance_um(
-    shape: tuple[int, int], x_um: float, y_um: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Distance from a point in a frame stretched by up to 1.4 in a random direction: ellipses."""
-    rows, cols = np.indices(shape)
-    y, x = rows * MAP_UM - y_um, cols * MAP_UM - x_um
-    tilt, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.4)
-    u, v = x * np.cos(tilt) + y * np.sin(tilt), -x * np.sin(tilt) + y * np.cos(tilt)
-    return np.hypot(u / stretch, v)
-
-
-def _put_histiocytes(
-    rng: np.random.Generator, labels: NDArray[np.uint8], depth_um: NDArray[np.float32]
-) -> None:
-    """Fields of sinus histiocytosis, in most nodes."""
-    rows, cols = np.nonzero(depth_um > 60)
-    for _ in range(int(rng.integers(0, 6))):
-        i = rng.integers(len(rows))
-        distance = _distance_um(labels.shape, cols[i] * MAP_UM, rows[i] * MAP_UM, rng)
-        inside = distance + 35 * _smooth(rng, labels.shape, 70) < rng.uniform(60, 240)
-        labels[inside & (depth_um > 40)] = _L["histiocytes"]
-
-
-def _put_vessels(rng: np.random.Generator, labels: NDArray[np.uint8], depth_um: NDArray[np.float32]) -> None:
-    rows, cols = np.nonzero(depth_um > 80)
-    for _ in range(int(rng.integers(8, 20))):
-        i = rng.integers(len(rows))
-        distance = _distance_um(labels.shape, cols[i] * MAP_UM, rows[i] * MAP_UM, rng)
-        radius = rng.uniform(10, 38)
-        labels[distance < radius + rng.uniform(5, 10)] = _L["vessel wall"]
-        labels[distance < radius] = _L["blood"]
-
-
-def _deposits(
-    rng: np.random.Generator, category: str, node: NDArray[np.bool_], depth_um: NDArray[np.float32]
-) -> NDArray[np.bool_]:
-    """Mask of tumour deposits; drawn again until the largest has the extent of its category."""
-    mask = np.zeros(node.shape, bool)
-    if category == "normal":
-        return mask
-    low, high = CATEGORIES[category]
-    wanted = {"itc": (40, 180), "micro": (260, 1300), "macro": (2080, 2350)}[category]
-    rows, cols = np.nonzero((depth_um > 24) & (depth_um < 60))
-    n = int(rng.integers(1, 4)) if category != "macro" else 1
-    for number in range(n):
-        for _ in range(200):
-            length = rng.uniform(*wanted) if number == 0 else rng.uniform(40, min(wanted[1], 700))
-            i = rng.integers(len(rows))
-            one = _one_deposit(rng, length, cols[i] * MAP_UM, rows[i] * MAP_UM, node)
-            largest = _largest_extent_um(mask | one)
-            if low < largest <= high and one.any():
-                mask |= one
-                break
-    if not low < _largest_extent_um(mask) <= high:
-        raise RuntimeError(f"no {category} deposit found a place in this node; another seed will do")
-    return mask
-
-
-def _one_deposit(
-    rng: np.random.Generator, length_um: float, x_um: float, y_um: float, node: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """A lump at the capsule that grows inwards, its front uneven at several scales."""
-    centre_y, centre_x = (np.mean(v) * MAP_UM for v in np.nonzero(node))
-    towards = np.array([centre_x - x_um, centre_y - y_um]) / np.hypot(centre_x - x_um, centre_y - y_um)
-    x_um, y_um = np.array([x_um, y_um]) + towards * length_um * rng.uniform(0.15, 0.4)
-    distance = _distance_um(node.shape, x_um, y_um, rng) / (length_um / 2 / 1.15)
-    rough = 0.16 * _smooth(rng, node.shape, max(16, length_um / 4)) + 16 / (length_um / 2.3) * _smooth(
-        rng, node.shape, 40
-    )
-    inside = (distance + rough < 1) & node
-    _, pieces = cv2.connectedComponents(inside.astype(np.uint8))
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    keep = sizes * MAP_UM**2 > (
-        300 if length_um < 200 else 2000
-    )  # a few cells; no crumbs around a large deposit
-    return keep[pieces]
-
-
-def _put_tumour(rng: np.random.Generator, labels: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
-    """Nests of tumour between strands of stroma; small deposits have no stroma yet."""
-    if not mask.any():
-        return
-    labels[mask] = _L["tumour"]
-    depth_um = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) * MAP_UM
-    strands = np.abs(_smooth(rng, mask.shape, 110)) < 0.24
-    labels[mask & strands & (depth_um > 24)] = _L["tumour stroma"]
-
-
-def _fibre_angle(
-    rng: np.random.Generator, depth_um: NDArray[np.float32], lesions: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Fibres run along the capsule near it, and where they like elsewhere."""
-    smooth = cv2.GaussianBlur(depth_um, (0, 0), 8)
-    along = np.arctan2(cv2.Sobel(smooth, cv2.CV_32F, 0, 1), cv2.Sobel(smooth, cv2.CV_32F, 1, 0)) + np.pi / 2
-    free = np.pi * _smooth(rng, depth_um.shape, 300)
-    return np.where((depth_um < 60) & ~lesions, along, free).astype(np.float32)
-
-
-def _pieces(mask: NDArray[np.bool_]) -> list[shapely.Polygon]:
+def polygons(mask: Mask, map_um: float, *, holes: bool = True) -> list[shapely.Polygon]:
     """Outlines of the connected pieces, in microns."""
-    contours, hierarchy = cv2.findContours(
-        mask.astype(np.uint8).repeat(2, 0).repeat(2, 1), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
-    )
+    fine = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
+    contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return []
-    rings = [
-        (c[:, 0] + 0.5) * MAP_UM / 2 for c in contours
-    ]  # of pixels twice as fine: half a pixel of them is lost
-    polygons = []
+    # Of pixels twice as fine: cv2 runs through the middle of the edge pixels, so half of one of them is lost.
+    rings = [(c[:, 0] + 0.5) * map_um / 2 for c in contours]
+    out: list[shapely.Polygon] = []
     for i, (_, _, _, parent) in enumerate(hierarchy[0]):
         if parent < 0 and len(rings[i]) > 3:
-            holes = [rings[k] for k, h in enumerate(hierarchy[0]) if h[3] == i and len(rings[k]) > 3]
-            polygons.append(shapely.Polygon(rings[i], holes).buffer(0))
-    return [p for p in polygons if p.area > 0]
+            inner = (
+                [rings[k] for k, h in enumerate(hierarchy[0]) if h[3] == i and len(rings[k]) > 3]
+                if holes
+                else []
+            )
+            whole = shapely.make_valid(shapely.Polygon(rings[i], inner))
+            out += [p for p in shapely.get_parts(whole) if p.geom_type == "Polygon" and p.area > 0]
+    return out
 
 
-def _extent_um(polygon: shapely.Polygon) -> float:
+def extent_um(polygon: shapely.Polygon) -> float:
     """Greatest distance between two points."""
     hull = shapely.get_coordinates(polygon.convex_hull)
     return float(np.hypot(*(hull[:, None] - hull[None]).transpose(2, 0, 1)).max())
 
 
-def _largest_extent_um(mask: NDArray[np.bool_]) -> float:
-    return max((_extent_um(p) for p in _pieces(mask)), default=0.0)
-
-
-def _lesion_table(mask: NDArray[np.bool_]) -> pd.DataFrame:
-    polygons = sorted(_pieces(mask), key=lambda p: -p.area)
-    lengths = [_extent_um(p) for p in polygons]
-    categories = [next(c for c, (low, high) in CATEGORIES.items() if low < n <= high) for n in lengths]
+def lesion_table(outlines: list[shapely.Polygon], categories: list[str]) -> pd.DataFrame:
+    """The `Architecture.lesions` of some outlines."""
     return pd.DataFrame(
         {
-            "lesion_id": np.arange(len(polygons)),
+            "lesion_id": np.arange(len(outlines)),
             "category": categories,
-            "length_um": lengths,
-            "area_um2": [p.area for p in polygons],
-            "geometry": polygons,
+            "length_um": [extent_um(p) for p in outlines],
+            "area_um2": [p.area for p in outlines],
+            "geometry": outlines,
         }
     )

@@ -1,4 +1,8 @@
-"""Cohorts: many patients' slides with all their truth, made in parallel, resumed where they stopped."""
+"""Cohorts: many patients' slides with all their truth, made in parallel, resumed where they stopped.
+
+A plan says what every slide is to be before any is made; from it any slide's architecture can be built again (`truth_of`),
+so that concentrations, instances and labels of any region are there on request.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,78 @@ import json
 import multiprocessing
 import os
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import shapely
 from tqdm.auto import tqdm
 
 from pathkit.annotations import annotation_frame, write_annotations
 from pathkit.annotations.rows import Row
 from pathkit.files import write_text
-from pathkit.synthetic.architecture import Architecture, lymph_node
+from pathkit.synthetic.architecture import Architecture
+from pathkit.synthetic.artefacts import KINDS, Artefact, artefact_frame, random_artefacts
+from pathkit.synthetic.breast import breast
+from pathkit.synthetic.colon import colon
+from pathkit.synthetic.lymph import lymph_node
+from pathkit.synthetic.markers import MARKERS
 from pathkit.synthetic.objects import nuclei
+from pathkit.synthetic.prostate import prostate_core
 from pathkit.synthetic.pyramid import write_pyramid
 from pathkit.synthetic.scanner import SITES, Site, scan
+from pathkit.synthetic.tissues import LABELS, MALIGNANT
 from pathkit.tables import check_slides, read_table, write_table
 
-__all__ = ["GENERATOR_VERSION", "lymph_node_cohort"]
+__all__ = [
+    "GENERATOR_VERSION",
+    "Truth",
+    "breast_cohort",
+    "colorectal_cohort",
+    "lymph_node_cohort",
+    "prostate_cohort",
+    "slides_of",
+    "truth_of",
+]
 
 #: Raised when the same seed gives other slides; part of the cache's key.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 #: Kinds of metastases that a node can have.
 _KINDS = ("itc", "micro", "macro")
-_BAND_PX = 512
+#: Sites that cohorts take by default; the others of `SITES` are there to be strange.
+_HOME = ("north", "east", "south")
+_ORGANS: dict[str, Callable[..., Architecture]] = {
+    "lymph node": lymph_node,
+    "colon": colon,
+    "prostate": prostate_core,
+    "breast": breast,
+}
+_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000", "#999999")
+_PATHS = {
+    "path": ".tif",
+    "annotations_path": ".geojson",
+    "objects_path": ".objects.parquet",
+    "glands_path": ".glands.geojson",
+    "artefacts_path": ".artefacts.geojson",
+}
+Spec = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """All that is known of a synthetic slide: give it to `concentrations`, `instances`, `nuclei` or `scan`."""
+
+    architecture: Architecture
+    site: Site
+    marker: str | None
+    artefacts: tuple[Artefact, ...]
+
+
+# The cohorts -----------------------------------------------------------------------------------------------------
 
 
 def lymph_node_cohort(
@@ -40,7 +92,9 @@ def lymph_node_cohort(
     positive: float = 0.5,
     kinds: tuple[str, ...] = _KINDS,
     size_um: tuple[float, float] = (3200.0, 2600.0),
-    sites: tuple[str, ...] = tuple(SITES),
+    sites: tuple[str, ...] = _HOME,
+    artefacts: float = 0.0,
+    mpp: float | None = None,
     seed: int = 0,
     workers: int = 2,
     progress: bool = True,
@@ -60,6 +114,10 @@ def lymph_node_cohort(
         Of each slide.
     sites : tuple of str
         Names of `SITES`, dealt out in turn over positive and negative patients alike.
+    artefacts : float
+        Share of the slides with one to three artefacts.
+    mpp : float, optional
+        Of the scans, instead of about 1.
     seed : int
     workers : int
         Processes.
@@ -75,62 +133,434 @@ def lymph_node_cohort(
     ValueError
         If a parameter is impossible, the folder holds another cohort, or the disk is too small.
     """
-    parameters = {
-        "generator": GENERATOR_VERSION,
-        "n_patients": n_patients,
-        "nodes_per_patient": nodes_per_patient,
-        "positive": positive,
-        "kinds": list(kinds),
-        "size_um": [float(v) for v in size_um],
-        "sites": list(sites),
-        "seed": seed,
-    }
-    _check(parameters)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_manifest(folder, parameters)
-    plan = _plan(parameters)
-    todo = [spec for spec in plan if not (folder / f"{spec['slide_id']}.tif").exists()]
-    _check_disk(folder, len(todo), size_um)
-    _make_all(folder, todo, workers, progress)
-    slides = pd.DataFrame([_described(folder, spec) for spec in plan])
-    write_table(
-        slides.drop(columns=["path", "annotations_path", "objects_path"]),
-        folder / "slides.parquet",
-        **parameters,
-    )
-    return check_slides(slides)
-
-
-def _plan(parameters: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each slide is to be, before any is made."""
-    rng = np.random.default_rng([parameters["seed"], 3])
-    n, kinds, sites = parameters["n_patients"], parameters["kinds"], parameters["sites"]
-    is_positive = np.arange(n) < round(n * parameters["positive"])
-    order = rng.permutation(n)
+    who = "lymph_node_cohort"
+    parameters = _common(who, n_patients, sites, artefacts, mpp, size_um, seed)
+    parameters |= {"nodes_per_patient": nodes_per_patient, "positive": positive, "kinds": list(kinds)}
+    if nodes_per_patient < 1:
+        raise ValueError(f"{who}: at least one node a patient.")
+    _check_share(who, positive=positive)
+    _check_names(who, "kinds", kinds, _KINDS)
+    rng = np.random.default_rng([seed, 3])
+    is_positive = np.arange(n_patients) < round(n_patients * positive)
     plan, dealt = [], 0
-    for rank, patient in enumerate(order):
-        for node in range(parameters["nodes_per_patient"]):
+    for rank, patient in enumerate(rng.permutation(n_patients)):
+        for node in range(nodes_per_patient):
             category = "normal"
             if is_positive[rank] and (node == 0 or rng.random() < 0.5):
                 category = kinds[dealt % len(kinds)]
                 dealt += 1
             plan.append(
-                {
-                    "slide_id": f"P{patient:03d}-N{node + 1}",
-                    "patient_id": f"P{patient:03d}",
-                    "site": sites[rank % len(sites)],
-                    "category": category,
-                    "seed": int(rng.integers(1, 2**24)),
-                    "size_um": parameters["size_um"],
-                }
+                _spec(
+                    f"P{patient:03d}-N{node + 1}",
+                    f"P{patient:03d}",
+                    sites[rank % len(sites)],
+                    "lymph node",
+                    rng,
+                    parameters,
+                    {"category": category},
+                    label="normal" if category == "normal" else "tumour",
+                    category=category,
+                )
             )
-    return sorted(plan, key=lambda spec: spec["slide_id"])
+    return _made(folder, parameters, plan, workers, progress)
 
 
-def _make_all(folder: Path, todo: list[dict[str, Any]], workers: int, progress: bool) -> None:
-    bar = tqdm(total=len(todo), desc="making slides", unit="slide", disable=not progress or not todo)
-    with bar:
+def colorectal_cohort(
+    folder: str | os.PathLike[str],
+    *,
+    n_patients: int = 40,
+    msi: float = 0.3,
+    mutated: float = 0.4,
+    confounded: float = 0.0,
+    sites: tuple[str, ...] = _HOME,
+    size_um: tuple[float, float] = (1600.0, 1400.0),
+    artefacts: float = 0.0,
+    mpp: float | None = None,
+    months: float = 60.0,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make, or finish making, one slide each of patients with colorectal carcinoma, with their outcome.
+
+    The hazard of death is ``exp(0.65 (stage - 2) + 0.35 (grade - 2) + 0.03 (age - 68) - 0.5 log2(TIL / 150))`` times a
+    constant; TIL are the tumour-infiltrating lymphocytes a mm² of tumour. A mutation adds a tenth of mucus and takes some
+    lymphocytes away: a weak signal. Observation ends by chance or after `months`.
+
+    Parameters
+    ----------
+    folder : path
+    n_patients : int
+    msi, mutated : float
+        Shares of patients.
+    confounded : float
+        0: the site says nothing about msi. 1: all patients with msi come from the first site, all others from the rest.
+    sites, size_um, artefacts, mpp, seed, workers
+        As `lymph_node_cohort`.
+    months : float
+        Of observation.
+
+    Returns
+    -------
+    DataFrame
+        Slides: as `lymph_node_cohort`, label ("msi" or "mss"), stage, grade, age, mutation, til_per_mm2, months, death (bool),
+        log_hazard. Annotations are the nine classes of NCT-CRC; glands_path outlines the glands.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is impossible, the folder holds another cohort, or the disk is too small.
+    """
+    who = "colorectal_cohort"
+    parameters = _common(who, n_patients, sites, artefacts, mpp, size_um, seed)
+    parameters |= {"msi": msi, "mutated": mutated, "confounded": confounded, "months": months}
+    _check_share(who, msi=msi, mutated=mutated, confounded=confounded)
+    if not months > 0:
+        raise ValueError(f"{who}: months must be positive, got {months}.")
+    rng = np.random.default_rng([seed, 4])
+    unstable = rng.permutation(np.arange(n_patients) < round(n_patients * msi))
+    plan = []
+    for patient in range(n_patients):
+        stage, age = int(rng.integers(1, 4)), float(np.clip(rng.normal(68, 10), 35, 92).round())
+        grade = 3 if unstable[patient] else int(rng.choice([1, 2, 3], p=[0.25, 0.55, 0.2]))
+        mutation = bool(rng.random() < mutated)
+        til = float(rng.lognormal(np.log(130), 0.6)) * (0.8 if mutation else 1.0)
+        mucus = (0.25 if unstable[patient] else 0.03) + 0.1 * mutation
+        site = sites[patient % len(sites)]
+        if rng.random() < confounded and len(sites) > 1:
+            site = sites[0] if unstable[patient] else sites[1 + patient % (len(sites) - 1)]
+        total = til + 700.0 * unstable[patient]
+        hazard = 0.65 * (stage - 2) + 0.35 * (grade - 2) + 0.03 * (age - 68) - 0.5 * np.log2(total / 150)
+        dies = rng.exponential(48 / np.exp(hazard))
+        ends = min(months, rng.exponential(90))
+        how = {
+            "grade": grade,
+            "stage": stage,
+            "msi": bool(unstable[patient]),
+            "lymphocytes_per_mm2": til,
+            "mucus": mucus,
+        }
+        plan.append(
+            _spec(
+                f"C{patient:03d}",
+                f"C{patient:03d}",
+                site,
+                "colon",
+                rng,
+                parameters,
+                how,
+                label="msi" if unstable[patient] else "mss",
+                stage=stage,
+                grade=grade,
+                age=age,
+                mutation=mutation,
+                til_per_mm2=round(total, 1),
+                months=round(max(0.1, min(dies, ends)), 2),
+                death=bool(dies <= ends),
+                log_hazard=round(float(hazard), 4),
+            )
+        )
+    return _made(folder, parameters, plan, workers, progress)
+
+
+def prostate_cohort(
+    folder: str | os.PathLike[str],
+    *,
+    n_patients: int = 20,
+    cores_per_patient: int = 2,
+    positive: float = 0.75,
+    sites: tuple[str, ...] = _HOME,
+    size_um: tuple[float, float] = (3000.0, 800.0),
+    artefacts: float = 0.0,
+    mpp: float | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make, or finish making, needle cores of patients with and without prostate carcinoma.
+
+    Parameters
+    ----------
+    folder : path
+    n_patients, cores_per_patient : int
+    positive : float
+        Share of patients with carcinoma, whose grade groups are dealt out in turn.
+    sites, size_um, artefacts, mpp, seed, workers
+        As `lymph_node_cohort`.
+
+    Returns
+    -------
+    DataFrame
+        Slides: as `lymph_node_cohort`, label (the ISUP grade group of the core, "0" to "5"), isup (int), and the shares of the
+        core that are pattern_3, pattern_4 and pattern_5. Annotations outline benign tissue and the patterns.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is impossible, the folder holds another cohort, or the disk is too small.
+    """
+    who = "prostate_cohort"
+    parameters = _common(who, n_patients, sites, artefacts, mpp, size_um, seed)
+    parameters |= {"cores_per_patient": cores_per_patient, "positive": positive}
+    if cores_per_patient < 1:
+        raise ValueError(f"{who}: at least one core a patient.")
+    _check_share(who, positive=positive)
+    rng = np.random.default_rng([seed, 5])
+    ill = rng.permutation(np.arange(n_patients) < round(n_patients * positive))
+    plan, dealt = [], 0
+    for patient in range(n_patients):
+        group = 0
+        if ill[patient]:
+            group, dealt = 1 + dealt % 5, dealt + 1
+        for core in range(cores_per_patient):
+            shares = _shares_of(rng, group) if core == 0 or rng.random() < 0.6 else {}
+            plan.append(
+                _spec(
+                    f"B{patient:03d}-C{core + 1}",
+                    f"B{patient:03d}",
+                    sites[patient % len(sites)],
+                    "prostate",
+                    rng,
+                    parameters,
+                    {"shares": shares},
+                    label="?",
+                )
+            )
+    return _made(folder, parameters, plan, workers, progress)
+
+
+def _shares_of(rng: np.random.Generator, group: int) -> dict[str, float]:
+    """Shares of the core for an ISUP grade group."""
+    if group == 0:
+        return {}
+    of_tumour = {
+        1: (1.0, 0.0, 0.0),
+        2: (rng.uniform(0.6, 0.85), 0.0, 0.0),
+        3: (rng.uniform(0.15, 0.4), 0.0, 0.0),
+        4: (0.0, 1.0, 0.0),
+        5: (0.0, rng.uniform(0.2, 0.6), 0.0),
+    }[group]
+    three, four = of_tumour[0], of_tumour[1]
+    if group in (2, 3):
+        four = 1 - three
+    five = 1 - three - four
+    whole = rng.uniform(0.35, 0.8)
+    names = ("pattern 3", "pattern 4", "pattern 5")
+    return {n: round(whole * v, 4) for n, v in zip(names, (three, four, five), strict=True) if v > 1e-6}
+
+
+def breast_cohort(
+    folder: str | os.PathLike[str],
+    *,
+    n_patients: int = 20,
+    kinds: tuple[str, ...] = ("invasive",),
+    marker: str | None = None,
+    sites: tuple[str, ...] = _HOME,
+    size_um: tuple[float, float] = (1600.0, 1400.0),
+    artefacts: float = 0.0,
+    mpp: float | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make, or finish making, one slide each of patients with breast lesions.
+
+    Parameters
+    ----------
+    folder : path
+    n_patients : int
+    kinds : tuple of {"benign", "in situ", "invasive"}
+        Dealt out in turn.
+    marker : str, optional
+        Immunohistochemistry for this marker instead of haematoxylin and eosin. The patients of a seed are the same with
+        and without, and so is their tissue.
+    sites, size_um, artefacts, mpp, seed, workers
+        As `lymph_node_cohort`.
+
+    Returns
+    -------
+    DataFrame
+        Slides: as `lymph_node_cohort`, label (the kind), grade, mitoses_per_mm2, and what is expressed: ki67, er and pr (shares
+        of tumour cells), her2 (0 to 3), pdl1_tumour and pdl1_immune (shares). With a marker the object tables hold its level.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is impossible, the folder holds another cohort, or the disk is too small.
+    """
+    who = "breast_cohort"
+    parameters = _common(who, n_patients, sites, artefacts, mpp, size_um, seed)
+    parameters |= {"kinds": list(kinds), "marker": marker}
+    _check_names(who, "kinds", kinds, ("benign", "in situ", "invasive"))
+    if marker is not None:
+        _check_names(who, "marker", (marker,), tuple(MARKERS))
+    rng = np.random.default_rng([seed, 6])
+    plan = []
+    for patient in range(n_patients):
+        grade = 1 + int(rng.integers(3))
+        luminal = rng.random() < 0.75
+        expressed: dict[str, Any] = {
+            "Ki-67": round(float(np.clip(rng.beta(1.5, 5) + 0.08 * (grade - 1), 0.02, 0.9)), 3),
+            "ER": round(float(rng.uniform(0.3, 0.98)) if luminal else 0.0, 3),
+            "PR": round(float(rng.uniform(0.05, 0.9)) if luminal and rng.random() < 0.85 else 0.0, 3),
+            "HER2": int(patient % 4),
+            "PD-L1": [round(float(rng.beta(0.7, 3)), 3), round(float(rng.beta(1, 4)), 3)],
+        }
+        kind = kinds[patient % len(kinds)]
+        plan.append(
+            _spec(
+                f"M{patient:03d}",
+                f"M{patient:03d}",
+                sites[patient % len(sites)],
+                "breast",
+                rng,
+                parameters,
+                {"kind": kind, "grade": grade, "markers": expressed},
+                marker=marker,
+                label=kind,
+                grade=grade,
+                mitoses_per_mm2={1: 2.0, 2: 6.0, 3: 16.0}[grade],
+                ki67=expressed["Ki-67"],
+                er=expressed["ER"],
+                pr=expressed["PR"],
+                her2=expressed["HER2"],
+                pdl1_tumour=expressed["PD-L1"][0],
+                pdl1_immune=expressed["PD-L1"][1],
+            )
+        )
+    return _made(folder, parameters, plan, workers, progress)
+
+
+# Reading back ----------------------------------------------------------------------------------------------------
+
+
+def slides_of(folder: str | os.PathLike[str]) -> pd.DataFrame:
+    """The slides table of a finished cohort, with its paths as they are now."""
+    folder = Path(folder)
+    return check_slides(_with_paths(read_table(folder / "slides.parquet"), folder))
+
+
+def truth_of(slide: pd.Series | str, folder: str | os.PathLike[str] | None = None) -> Truth:
+    """Build the architecture of a slide again.
+
+    Parameters
+    ----------
+    slide : row of a slides table, or slide_id
+    folder : path, optional
+        Of the cohort; with a row it is where its file lies.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no cohort, or no such slide.
+    """
+    name = slide if isinstance(slide, str) else str(slide["slide_id"])
+    if folder is None:
+        if isinstance(slide, str):
+            raise ValueError("truth_of: with a slide_id, say in which folder: truth_of('P001-N1', folder).")
+        folder = Path(str(slide["path"])).parent
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        raise ValueError(f"truth_of: {folder} holds no synthetic cohort (no manifest.json).")
+    plan = json.loads(path.read_text(encoding="utf-8"))["slides"]
+    found = [spec for spec in plan if spec["slide_id"] == name]
+    if not found:
+        raise ValueError(f"truth_of: the cohort has no slide {name!r}.")
+    return _truth(found[0])
+
+
+# Planning --------------------------------------------------------------------------------------------------------
+
+
+def _spec(
+    slide_id: str,
+    patient_id: str,
+    site: str,
+    organ: str,
+    rng: np.random.Generator,
+    parameters: dict[str, Any],
+    how: dict[str, Any],
+    *,
+    marker: str | None = None,
+    **columns: Any,
+) -> Spec:
+    """What one slide is to be; `how` are the parameters of its organ, `columns` those of its row."""
+    seed, n = int(rng.integers(1, 2**24)), int(rng.integers(1, 4))
+    spoilt = rng.random() < parameters["artefacts"]
+    return {
+        "slide_id": slide_id,
+        "patient_id": patient_id,
+        "site": site,
+        "organ": organ,
+        "seed": seed,
+        "mpp": parameters["mpp"],
+        "marker": marker,
+        "artefacts": sorted(rng.choice(KINDS, n, replace=False).tolist()) if spoilt else [],
+        "how": how | {"size_um": parameters["size_um"]},
+        "columns": columns,
+    }
+
+
+def _common(
+    who: str,
+    n_patients: int,
+    sites: Sequence[str],
+    artefacts: float,
+    mpp: float | None,
+    size_um: tuple[float, float],
+    seed: int,
+) -> dict[str, Any]:
+    """Checked parameters that all cohorts have."""
+    if n_patients < 1:
+        raise ValueError(f"{who}: at least one patient, got {n_patients}.")
+    if mpp is not None and not mpp > 0:
+        raise ValueError(f"{who}: mpp must be positive, got {mpp}.")
+    _check_share(who, artefacts=artefacts)
+    _check_names(who, "sites", sites, tuple(SITES))
+    return {
+        "generator": GENERATOR_VERSION,
+        "cohort": who,
+        "n_patients": n_patients,
+        "sites": list(sites),
+        "artefacts": artefacts,
+        "mpp": mpp,
+        "size_um": [float(v) for v in size_um],
+        "seed": seed,
+    }
+
+
+def _check_share(who: str, **shares: float) -> None:
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{who}: {name} is a share from 0 to 1, got {value}.")
+
+
+def _check_names(who: str, what: str, given: Iterable[str], known: tuple[str, ...]) -> None:
+    given = list(given)
+    if not given or any(v not in known for v in given):
+        raise ValueError(f"{who}: {what} are among {', '.join(known)}, got {given}.")
+
+
+# Making ----------------------------------------------------------------------------------------------------------
+
+
+def _made(
+    folder: str | os.PathLike[str], parameters: dict[str, Any], plan: list[Spec], workers: int, progress: bool
+) -> pd.DataFrame:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = sorted(plan, key=lambda spec: spec["slide_id"])
+    _check_manifest(folder, {"parameters": parameters, "slides": plan})
+    todo = [spec for spec in plan if not (folder / f"{spec['slide_id']}.tif").exists()]
+    _check_disk(folder, todo)
+    _make_all(folder, todo, workers, progress)
+    table = pd.DataFrame([_described(folder, spec) for spec in plan])
+    write_table(table, folder / "slides.parquet", **parameters)
+    return slides_of(folder)
+
+
+def _make_all(folder: Path, todo: list[Spec], workers: int, progress: bool) -> None:
+    with tqdm(total=len(todo), desc="making slides", unit="slide", disable=not progress or not todo) as bar:
         if workers <= 1 or len(todo) <= 1:
             for spec in todo:
                 _make_slide(folder, spec)
@@ -150,115 +580,142 @@ def _make_all(folder: Path, todo: list[dict[str, Any]], workers: int, progress: 
                 raise
 
 
-def _warm_up(spec: dict[str, Any]) -> None:
+def _warm_up(spec: Spec) -> None:
     """Compile once, here, so that the workers find the compiled code on disk instead of each compiling it."""
-    scan(lymph_node(1, size_um=(400, 400)), SITES[spec["site"]], (0, 0), (16, 16))
+    small = lymph_node(1, size_um=(400, 400))
+    scan(small, SITES[spec["site"]], (0, 0), (16, 16))
+    if spec["marker"]:
+        scan(small, SITES[spec["site"]], (0, 0), (16, 16), marker=spec["marker"])
 
 
-def _architecture(spec: dict[str, Any]) -> Architecture:
-    """The node of a slide; seeds in which a deposit finds no place are passed over."""
+def _truth(spec: Spec) -> Truth:
+    architecture = _architecture(spec)
+    site = SITES[spec["site"]] if spec["mpp"] is None else SITES[spec["site"]].at(spec["mpp"])
+    artefacts = random_artefacts(architecture, spec["artefacts"]) if spec["artefacts"] else []
+    return Truth(architecture, site, spec["marker"], tuple(artefacts))
+
+
+def _architecture(spec: Spec) -> Architecture:
+    """The tissue of a slide; seeds in which a deposit finds no place are passed over."""
+    how = dict(spec["how"])
+    how["size_um"] = tuple(how["size_um"])
+    if "markers" in how:
+        how["markers"] = {k: tuple(v) if isinstance(v, list) else v for k, v in how["markers"].items()}
     for attempt in range(50):
         try:
-            return lymph_node(spec["seed"] + attempt, spec["category"], size_um=tuple(spec["size_um"]))
+            return _ORGANS[spec["organ"]](spec["seed"] + attempt, **how)
         except RuntimeError:
             continue
-    raise ValueError(f"{spec['slide_id']}: no node with category {spec['category']} in {spec['size_um']} µm.")
+    raise ValueError(f"{spec['slide_id']}: no {spec['organ']} with {how} found a place.")
 
 
-def _make_slide(folder: Path, spec: dict[str, Any]) -> None:
+def _make_slide(folder: Path, spec: Spec) -> None:
     """Truth first, the slide last: where the slide is, all is."""
-    architecture, site = _architecture(spec), SITES[spec["site"]]
-    slide_id = spec["slide_id"]
-    outlines = [
-        Row(_to_l0(row.geometry, site), "tumour", f"{row.category} {row.lesion_id}", "#d55e00")
-        for row in architecture.lesions.itertuples()
+    truth, name = _truth(spec), spec["slide_id"]
+    architecture, site = truth.architecture, truth.site
+    write_annotations(annotation_frame(_outlines(architecture, site.mpp)), folder / f"{name}.geojson")
+    if len(architecture.glands):
+        rows = [
+            Row(_to_l0(g.geometry, site.mpp), g[2], f"gland {g.gland_id}", "#009e73")
+            for g in architecture.glands.itertuples()
+        ]
+        write_annotations(annotation_frame(rows), folder / f"{name}.glands.geojson")
+    if truth.artefacts:
+        write_annotations(artefact_frame(truth.artefacts, site.mpp), folder / f"{name}.artefacts.geojson")
+    objects = nuclei(architecture, slide_id=name, marker=truth.marker)
+    write_table(objects, folder / f"{name}.objects.parquet", synthetic=True)
+    size = tuple(int(n / site.mpp) for n in architecture.size_um)
+    facts: dict[str, Any] = {
+        "n_lesions": len(architecture.lesions),
+        "tumour_um2": float(architecture.lesions["area_um2"].sum()),
+        "n_objects": len(objects),
+        "tumour_tissue_mm2": architecture.area_mm2(*[t for t in MALIGNANT if t in LABELS]),
+    }
+    if architecture.organ == "prostate":
+        facts["isup"] = architecture.facts["isup"]
+        facts["label"] = str(architecture.facts["isup"])
+        facts |= {k.replace(" ", "_"): round(float(v), 4) for k, v in architecture.facts["shares"].items()}
+    write_text(folder / f"{name}.json", json.dumps(facts))
+
+    def read(location: tuple[int, int], part: tuple[int, int]) -> np.ndarray:
+        return scan(architecture, site, location, part, marker=truth.marker, artefacts=truth.artefacts)
+
+    write_pyramid(read, folder / f"{name}.tif", mpp=site.mpp, size=(size[0], size[1]), quality=site.quality)
+
+
+def _outlines(architecture: Architecture, mpp: float) -> list[Row]:
+    """Deposits of a lymph node; of other organs what a pathologist would outline."""
+    if architecture.organ == "lymph node":
+        return [
+            Row(_to_l0(row.geometry, mpp), "tumour", f"{row.category} {row.lesion_id}", "#d55e00")
+            for row in architecture.lesions.itertuples()
+        ]
+    classes = sorted(set(architecture.regions["class"]))
+    return [
+        Row(_to_l0(geometry, mpp), name, f"{name} {i}", _COLOURS[classes.index(name) % len(_COLOURS)])
+        for i, (name, geometry) in enumerate(
+            zip(architecture.regions["class"], architecture.regions["geometry"], strict=True)
+        )
     ]
-    write_annotations(annotation_frame(outlines), folder / f"{slide_id}.geojson")
-    write_table(
-        nuclei(architecture, slide_id=slide_id), folder / f"{slide_id}.objects.parquet", synthetic=True
-    )
-    write_pyramid(_pixels(architecture, site), folder / f"{slide_id}.tif", mpp=site.mpp, quality=site.quality)
 
 
-def _pixels(architecture: Architecture, site: Site) -> np.ndarray:
-    width, height = (int(n / site.mpp) for n in architecture.size_um)
-    out = np.empty((height, width, 3), np.uint8)
-    for top in range(0, height, _BAND_PX):
-        rows = min(_BAND_PX, height - top)
-        out[top : top + rows] = scan(architecture, site, (0, top), (width, rows))
-    return out
+def _to_l0(geometry: shapely.Geometry, mpp: float) -> shapely.Geometry:
+    return shapely.transform(geometry, lambda xy: np.round(xy / mpp, 2))
 
 
-def _to_l0(geometry: Any, site: Site) -> Any:
-    import shapely
-
-    return shapely.transform(geometry, lambda xy: np.round(xy / site.mpp, 2))
-
-
-def _described(folder: Path, spec: dict[str, Any]) -> dict[str, Any]:
+def _described(folder: Path, spec: Spec) -> dict[str, Any]:
     """The row of a slide, from what was written."""
-    from pathkit.annotations import read_annotations
-
     site = SITES[spec["site"]]
-    stem = folder / spec["slide_id"]
-    outlines = read_annotations(f"{stem}.geojson")
-    return {
+    row = {
         "slide_id": spec["slide_id"],
         "patient_id": spec["patient_id"],
         "site": spec["site"],
-        "path": f"{stem}.tif",
-        "mpp": site.mpp,
-        "label": "normal" if spec["category"] == "normal" else "tumour",
-        "category": spec["category"],
-        "annotations_path": f"{stem}.geojson",
-        "objects_path": f"{stem}.objects.parquet",
-        "n_lesions": len(outlines),
-        "tumour_um2": float(outlines.area.sum() * site.mpp**2),
+        "mpp": site.mpp if spec["mpp"] is None else spec["mpp"],
+        **spec["columns"],
+        "artefacts": ", ".join(spec["artefacts"]),
     }
+    if spec["marker"]:
+        row["marker"] = spec["marker"]
+    return row | json.loads((folder / f"{spec['slide_id']}.json").read_text(encoding="utf-8"))
+
+
+def _with_paths(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The columns of files that exist, after the site."""
+    at = list(table.columns).index("site") + 1
+    for column, suffix in _PATHS.items():
+        paths = [folder / f"{slide_id}{suffix}" for slide_id in table["slide_id"]]
+        there = [p.exists() for p in paths]
+        if all(there):
+            table.insert(at, column, [str(p) for p in paths])
+            at += 1
+        elif any(there):
+            table.insert(at, column, [str(p) if e else "" for p, e in zip(paths, there, strict=True)])
+            at += 1
+    return table
 
 
 # Checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check(parameters: dict[str, Any]) -> None:
-    if parameters["n_patients"] < 1 or parameters["nodes_per_patient"] < 1:
-        raise ValueError("lymph_node_cohort: at least one patient and one node, both.")
-    if not 0 <= parameters["positive"] <= 1:
-        raise ValueError(f"lymph_node_cohort: positive is a share from 0 to 1, got {parameters['positive']}.")
-    for name, known in (("kinds", _KINDS), ("sites", tuple(SITES))):
-        unknown = [v for v in parameters[name] if v not in known]
-        if unknown or not parameters[name]:
-            raise ValueError(
-                f"lymph_node_cohort: {name} are among {', '.join(known)}, got {parameters[name]}."
-            )
-
-
-def _check_manifest(folder: Path, parameters: dict[str, Any]) -> None:
+def _check_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / "manifest.json"
-    text = json.dumps(parameters, indent=1, sort_keys=True)
-    if path.exists() and path.read_text() != text:
+    text = json.dumps(manifest, indent=1, sort_keys=True)
+    if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"{folder}: holds a cohort made with other parameters (manifest.json). Choose another folder."
         )
     write_text(path, text)
 
 
-def _check_disk(folder: Path, n_slides: int, size_um: tuple[float, float]) -> None:
-    needed = n_slides * size_um[0] * size_um[1] * 0.6  # bytes: JPEG of stained tissue, and the tables
-    free = shutil.disk_usage(folder).free
+def _check_disk(folder: Path, todo: list[Spec]) -> None:
+    # Bytes: JPEG of stained tissue and the tables, for each pixel and for each square micron.
+    area = sum(spec["how"]["size_um"][0] * spec["how"]["size_um"][1] for spec in todo)
+    pixels = sum(
+        spec["how"]["size_um"][0] * spec["how"]["size_um"][1] / (spec["mpp"] or SITES[spec["site"]].mpp) ** 2
+        for spec in todo
+    )
+    needed, free = 0.45 * pixels + 0.25 * area, shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"{folder}: {n_slides} slides need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free."
+            f"{folder}: {len(todo)} slides need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free."
         )
-
-
-def slides_of(folder: Path) -> pd.DataFrame:
-    """The slides table of a finished cohort, with its paths as they are now."""
-    table = read_table(folder / "slides.parquet")
-    for column, suffix in (
-        ("path", ".tif"),
-        ("annotations_path", ".geojson"),
-        ("objects_path", ".objects.parquet"),
-    ):
-        table[column] = [str(folder / f"{slide_id}{suffix}") for slide_id in table["slide_id"]]
-    return check_slides(table)

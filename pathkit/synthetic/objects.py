@@ -1,8 +1,9 @@
-"""Objects: every nucleus of a region, as a table.
+"""Objects: every cell of a region, as a table.
 
-Space is divided into cells of 8.2 µm (14,900 a mm²), each of which may hold one nucleus, displaced within it and beyond;
-whether it does, and of what kind, follows from the tissue at the place and a hash of the cell. Nuclei therefore crowd and
-overlap as they do in sections, and a region's nuclei do not depend on what else was made.
+Space is divided into squares of 8.2 µm (14,900 a mm²), each of which may hold one cell, displaced within it and beyond;
+whether it does, and of what class, follows from the tissue at the place and a hash of the square. Cells therefore crowd and
+overlap as they do in sections, and a region's cells do not depend on what else was made. In lined glands they stand in a
+row above the basement membrane.
 """
 
 from __future__ import annotations
@@ -15,96 +16,66 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pathkit.geometry import Box
-from pathkit.synthetic.architecture import LABELS, MAP_UM, Architecture
-from pathkit.synthetic.noise import uniform
+from pathkit.synthetic.architecture import DEPTH_UM, Architecture
+from pathkit.synthetic.noise import smooth_noise, uniform
+from pathkit.synthetic.tissues import (
+    CLASSES,
+    DENSITY_PER_MM2,
+    LABELS,
+    MALIGNANT,
+    band_table,
+    look_table,
+    mixture_table,
+)
 
-__all__ = ["CLASSES", "DENSITY_PER_MM2", "nuclei", "nucleus_array"]
+__all__ = ["FIELDS", "nuclei", "nucleus_array"]
 
 CELL_UM = 8.2
 _MOST_PER_MM2 = 1e6 / CELL_UM**2
-CLASSES = (
-    "lymphocyte",
-    "germinal centre cell",
-    "histiocyte",
-    "plasma cell",
-    "fibroblast",
-    "endothelial",
-    "tumour",
+#: Columns of the array of cells: half axes in microns, `texture` seeds what is drawn, `defocus` is in microns, `marker`
+#: is the level of an immunohistochemical marker, 0 to 3.
+FIELDS = (
+    "x_um",
+    "y_um",
+    "long_um",
+    "short_um",
+    "angle",
+    "haematoxylin",
+    "class",
+    "texture",
+    "object_id",
+    "defocus",
+    "marker",
 )
-#: Nuclei a mm² of each tissue.
-DENSITY_PER_MM2 = {
-    "glass": 0,
-    "fat": 250,
-    "capsule": 1300,
-    "sinus": 3200,
-    "paracortex": 11500,
-    "mantle": 13500,
-    "germinal centre": 6200,
-    "medulla": 9000,
-    "vessel wall": 3500,
-    "blood": 350,
-    "histiocytes": 3800,
-    "tumour": 4200,
-    "tumour stroma": 2200,
-}
-#: Which classes a tissue holds, and their shares.
-MIXTURE = {
-    "fat": {"fibroblast": 1.0},
-    "capsule": {"fibroblast": 0.95, "lymphocyte": 0.05},
-    "sinus": {"lymphocyte": 0.55, "histiocyte": 0.45},
-    "paracortex": {"lymphocyte": 0.93, "histiocyte": 0.04, "endothelial": 0.03},
-    "mantle": {"lymphocyte": 1.0},
-    "germinal centre": {"germinal centre cell": 0.85, "lymphocyte": 0.1, "histiocyte": 0.05},
-    "medulla": {"lymphocyte": 0.55, "plasma cell": 0.35, "histiocyte": 0.1},
-    "vessel wall": {"endothelial": 1.0},
-    "blood": {"lymphocyte": 1.0},
-    "histiocytes": {"histiocyte": 0.85, "lymphocyte": 0.15},
-    "tumour": {"tumour": 0.93, "lymphocyte": 0.07},
-    "tumour stroma": {"fibroblast": 0.6, "lymphocyte": 0.4},
-}
-#: Of each class: mean radius (µm), its spread (share), long to short axis from and to, haematoxylin from and to,
-#: radius of the cytoplasm relative to the nucleus, eosin of the cytoplasm.
-LOOKS = np.array(
-    [
-        (3.5, 0.10, 1.0, 1.25, 0.75, 1.05, 1.15, 0.05),
-        (4.9, 0.18, 1.0, 1.5, 0.45, 0.75, 1.35, 0.12),
-        (4.4, 0.14, 1.1, 1.7, 0.38, 0.65, 2.10, 0.30),
-        (3.8, 0.08, 1.0, 1.2, 0.70, 1.00, 1.90, 0.30),
-        (3.0, 0.20, 3.0, 5.5, 0.60, 1.00, 1.05, 0.05),
-        (2.9, 0.15, 2.2, 4.0, 0.70, 1.00, 1.10, 0.08),
-        (5.6, 0.22, 1.0, 1.6, 0.38, 0.80, 1.80, 0.30),
-    ]
-)
-#: Columns of the array of nuclei.
-FIELDS = ("x_um", "y_um", "long_um", "short_um", "angle", "haematoxylin", "class", "texture")
-
-
-def _mixture_table() -> NDArray[np.float64]:
-    """(labels, classes): cumulative shares."""
-    table = np.zeros((len(LABELS), len(CLASSES)))
-    for tissue, shares in MIXTURE.items():
-        for name, share in shares.items():
-            table[LABELS.index(tissue), CLASSES.index(name)] = share
-    return table.cumsum(1)
+#: How far a cell may be moved into its row.
+_REACH_UM = 16.0
 
 
 def nucleus_array(
-    architecture: Architecture, box_um: Box, *, density: Mapping[str, float] | None = None
+    architecture: Architecture,
+    box_um: Box,
+    *,
+    density: Mapping[str, float] | None = None,
+    marker: str | None = None,
 ) -> NDArray[np.float64]:
-    """Nuclei whose centre lies in a box, (N, 8) with the columns of `FIELDS`; for painting.
+    """Cells whose centre lies in a box, (N, 11) with the columns of `FIELDS`; for painting.
 
     Parameters
     ----------
     architecture : Architecture
     box_um : Box
     density : mapping, optional
-        Nuclei a mm² for some tissues, instead of `DENSITY_PER_MM2`.
+        Cells a mm² for some tissues, instead of `DENSITY_PER_MM2`.
+    marker : str, optional
+        The immunohistochemical marker whose levels fill the last column.
 
     Raises
     ------
     ValueError
-        If a tissue is unknown, or a density is negative or more than cells can hold.
+        If a tissue is unknown, or a density is negative or more than the squares can hold.
     """
+    from pathkit.synthetic.markers import levels
+
     asked = dict(density or {})
     unknown = set(asked) - set(LABELS)
     if unknown:
@@ -114,16 +85,24 @@ def nucleus_array(
         raise ValueError(
             f"nuclei: density of {wrong[0]} must be 0 to {_MOST_PER_MM2:.0f} a mm², got {asked[wrong[0]]}."
         )
-    chance = np.array([{**DENSITY_PER_MM2, **asked}[name] / _MOST_PER_MM2 for name in LABELS])
-    return _place(
+    extra = sum(architecture.per_mm2.values())
+    per_mm2 = {t: d + extra if t in MALIGNANT else d for t, d in DENSITY_PER_MM2.items()}
+    chance = np.array([min({**per_mm2, **asked}[name], _MOST_PER_MM2) / _MOST_PER_MM2 for name in LABELS])
+    rows = _place(
         architecture.labels,
         architecture.angle,
+        architecture.depth,
+        architecture.map_um,
         chance,
-        _mixture_table(),
-        LOOKS,
+        mixture_table(architecture.per_mm2),
+        look_table(architecture.grade, swelling=1.2 if architecture.frozen else 1.0),
+        band_table(),
         architecture.seed,
         *box_um.bounds,
     )
+    if marker is not None:
+        rows[:, 10] = levels(architecture, rows, marker)
+    return rows
 
 
 def nuclei(
@@ -132,57 +111,125 @@ def nuclei(
     *,
     slide_id: str = "slide",
     density: Mapping[str, float] | None = None,
+    marker: str | None = None,
 ) -> pd.DataFrame:
     """The object table of a region, of the whole slide by default.
 
     Returns
     -------
     DataFrame
-        slide_id, x_um, y_um, class, area_um2, long_um and short_um (half axes), angle (radians).
+        slide_id, object_id, x_um, y_um, class, area_um2 (of the ellipse), long_um and short_um (half axes), angle
+        (radians), tissue, and, with a marker, its level 0 to 3.
     """
     box_um = Box(0, 0, *architecture.size_um) if box_um is None else box_um
-    rows = nucleus_array(architecture, box_um, density=density)
+    rows = nucleus_array(architecture, box_um, density=density, marker=marker)
     table = pd.DataFrame(rows[:, :5], columns=list(FIELDS[:5]))
     table.insert(0, "slide_id", slide_id)
-    table.insert(3, "class", np.array(CLASSES, dtype=object)[rows[:, 6].astype(int)])
-    table.insert(4, "area_um2", np.pi * table["long_um"] * table["short_um"])
+    table.insert(1, "object_id", rows[:, 8].astype(np.int64))
+    table.insert(4, "class", np.array(CLASSES, dtype=object)[rows[:, 6].astype(int)])
+    table.insert(5, "area_um2", np.pi * table["long_um"] * table["short_um"])
+    r, c = (rows[:, k] // architecture.map_um for k in (1, 0))
+    table["tissue"] = np.array(LABELS, dtype=object)[architecture.labels[r.astype(int), c.astype(int)]]
+    if marker is not None:
+        table["level"] = rows[:, 10].astype(np.int8)
     return table
 
 
+def _place(labels, angle, depth, map_um, chance, mixture, looks, bands, seed, x0, y0, x1, y1):
+    """`FIELDS` of the cells whose centre lies in the box: drawn in a wider one, moved apart, cut to it."""
+    margin = int(_REACH_UM / CELL_UM) + 6
+    i0, i1 = int(np.floor(x0 / CELL_UM)) - margin, int(np.ceil(x1 / CELL_UM)) + margin
+    j0, j1 = int(np.floor(y0 / CELL_UM)) - margin, int(np.ceil(y1 / CELL_UM)) + margin
+    cells = np.zeros((max(0, j1 - j0), max(0, i1 - i0), 11))
+    there = _drawn(cells, labels, angle, depth, map_um, chance, mixture, looks, bands, seed, i0, j0)
+    rows = _apart(cells, there, labels, map_um)
+    kept = (rows[:, 0] >= x0) & (rows[:, 0] < x1) & (rows[:, 1] >= y0) & (rows[:, 1] < y1)
+    return rows[kept]
+
+
 @numba.njit(cache=True, nogil=True)
-def _place(labels, angle, chance, mixture, looks, seed, x0, y0, x1, y1):
-    """One nucleus a cell at most; `FIELDS` of those whose centre lies in the box."""
-    i0, i1 = int(np.floor(x0 / CELL_UM)) - 1, int(np.ceil(x1 / CELL_UM)) + 1
-    j0, j1 = int(np.floor(y0 / CELL_UM)) - 1, int(np.ceil(y1 / CELL_UM)) + 1
-    out = np.empty((max(0, (i1 - i0) * (j1 - j0)), 8))
-    n = 0
-    for j in range(j0, j1):
-        for i in range(i0, i1):
+def _drawn(cells, labels, angle, depth, map_um, chance, mixture, looks, bands, seed, i0, j0):
+    """One cell a square at most, into `cells`; returns which squares hold one."""
+    there = np.zeros(cells.shape[:2], np.bool_)
+    for b in range(cells.shape[0]):
+        for a in range(cells.shape[1]):
+            i, j, out = i0 + a, j0 + b, cells[b, a]
             x = (i + 0.5 + 1.1 * (uniform(i, j, seed + 11) - 0.5)) * CELL_UM
             y = (j + 0.5 + 1.1 * (uniform(i, j, seed + 12) - 0.5)) * CELL_UM
-            if not (x0 <= x < x1 and y0 <= y < y1):
-                continue
-            r, c = int(y / MAP_UM), int(x / MAP_UM)
+            r, c = int(np.floor(y / map_um)), int(np.floor(x / map_um))
             if r < 0 or c < 0 or r >= labels.shape[0] or c >= labels.shape[1]:
                 continue
             label = labels[r, c]
             if uniform(i, j, seed + 13) >= chance[label]:
                 continue
+            if bands[label, 0] >= 0:
+                here = depth[r, c] * DEPTH_UM
+                if not bands[label, 0] <= here <= bands[label, 1]:
+                    continue
+                if bands[label, 2] >= 0:  # stands in a row: moved across the wall
+                    wanted = bands[label, 2] + 1.6 * (uniform(i, j, seed + 22) - 0.5)
+                    x += (wanted - here) * np.cos(angle[r, c])
+                    y += (wanted - here) * np.sin(angle[r, c])
+                    r, c = int(np.floor(y / map_um)), int(np.floor(x / map_um))
+                    if (
+                        r < 0
+                        or c < 0
+                        or r >= labels.shape[0]
+                        or c >= labels.shape[1]
+                        or labels[r, c] != label
+                    ):
+                        continue
             pick, kind = uniform(i, j, seed + 14), 0
             while kind < mixture.shape[1] - 1 and pick >= mixture[label, kind]:
                 kind += 1
             look = looks[kind]
             # A sum of three uniforms is near enough to a normal deviate, and bounded.
             normal = 2 * (uniform(i, j, seed + 15) + uniform(i, j, seed + 16) + uniform(i, j, seed + 17)) - 3
-            radius = look[0] * (1 + look[1] * 1.7 * normal)
+            radius = look[0] * min(2.0, max(0.55, 1 + look[1] * normal))
             ratio = look[2] + (look[3] - look[2]) * uniform(i, j, seed + 18)
-            turn = np.pi * uniform(i, j, seed + 19)
-            if ratio > 2:  # spindle cells lie along the fibres
-                turn = angle[r, c] + 0.4 * (uniform(i, j, seed + 19) - 0.5)
-            out[n, 0], out[n, 1] = x, y
-            out[n, 2], out[n, 3] = radius * np.sqrt(ratio), radius / np.sqrt(ratio)
-            out[n, 4] = turn
-            out[n, 5] = look[4] + (look[5] - look[4]) * uniform(i, j, seed + 20)
-            out[n, 6], out[n, 7] = kind, float(int(uniform(i, j, seed + 21) * 1000))
+            out[0], out[1] = x, y
+            out[2], out[3] = radius * np.sqrt(ratio), radius / np.sqrt(ratio)
+            out[4] = angle[r, c] + np.pi * look[8] * (uniform(i, j, seed + 19) - 0.5)
+            # Stains vary over tens of microns as well as from cell to cell.
+            tone = 0.7 * uniform(i, j, seed + 20) + 0.15 * (1 + smooth_noise(x / 60.0, y / 60.0, seed + 23))
+            out[5] = look[4] + (look[5] - look[4]) * tone
+            out[6], out[7] = kind, float(int(uniform(i, j, seed + 21) * 1000))
+            out[8] = float(j + 1024) * 1048576.0 + float(i + 1024)
+            out[9] = 1.6 * max(0.0, uniform(i, j, seed + 24) - 0.85) / 0.15
+            there[b, a] = True
+    return there
+
+
+@numba.njit(cache=True, nogil=True)
+def _apart(cells, there, labels, map_um):
+    """The cells as rows, each moved away from those that it overlaps, within its tissue."""
+    rows = np.empty((there.sum(), 11))
+    n = 0
+    for b in range(there.shape[0]):
+        for a in range(there.shape[1]):
+            if not there[b, a]:
+                continue
+            one = cells[b, a]
+            radius, push_x, push_y = np.sqrt(one[2] * one[3]), 0.0, 0.0
+            for q in range(max(0, b - 2), min(there.shape[0], b + 3)):
+                for p in range(max(0, a - 2), min(there.shape[1], a + 3)):
+                    if not there[q, p] or (q == b and p == a):
+                        continue
+                    other = cells[q, p]
+                    dx, dy = one[0] - other[0], one[1] - other[1]
+                    distance = np.sqrt(dx * dx + dy * dy) + 1e-6
+                    overlap = 0.95 * (radius + np.sqrt(other[2] * other[3])) - distance
+                    if overlap > 0:
+                        push_x += 0.5 * overlap * dx / distance
+                        push_y += 0.5 * overlap * dy / distance
+            push = np.sqrt(push_x * push_x + push_y * push_y)
+            if push > 4.0:
+                push_x, push_y = push_x * 4.0 / push, push_y * 4.0 / push
+            rows[n] = one
+            r, c = int(np.floor((one[1] + push_y) / map_um)), int(np.floor((one[0] + push_x) / map_um))
+            was = labels[int(np.floor(one[1] / map_um)), int(np.floor(one[0] / map_um))]
+            if 0 <= r < labels.shape[0] and 0 <= c < labels.shape[1] and labels[r, c] == was:
+                rows[n, 0] += push_x
+                rows[n, 1] += push_y
             n += 1
-    return out[:n]
+    return rows

@@ -1,8 +1,8 @@
-"""Paint: concentrations of haematoxylin and eosin for any region, in optical-density units.
+"""Paint: concentrations of the stains for any region, in optical-density units, and the cells' instances.
 
 What lies between nuclei follows from the tissue: fibres are noise drawn out along their direction, fat is cells with a
-thin rim, blood is discs, the rest is fine grain. Nuclei are ellipses with a soft, darker rim and mottled chromatin; around
-them lies cytoplasm. Borders between tissues are displaced by a few microns of noise, as the label map is coarse.
+thin rim, the rest is fine grain. Nuclei have an uneven outline, a soft, darker rim and mottled chromatin; around them lies
+cytoplasm. Borders between tissues are displaced by noise, as the label map is coarse.
 """
 
 from __future__ import annotations
@@ -12,37 +12,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathkit.geometry import Box
-from pathkit.synthetic.architecture import LABELS, MAP_UM, Architecture
+from pathkit.synthetic.architecture import DEPTH_UM, Architecture, label
+from pathkit.synthetic.markers import DAB, check_marker
 from pathkit.synthetic.noise import smooth_noise, uniform
-from pathkit.synthetic.objects import CLASSES, LOOKS, nucleus_array
-
-__all__ = ["concentrations"]
-
-#: Of each tissue: haematoxylin, eosin, share of eosin in fibres, share in grain.
-_GROUND = np.array(
-    [
-        (0.000, 0.000, 0.0, 0.0),  # glass
-        (0.000, 0.015, 0.0, 0.3),  # fat
-        (0.020, 0.420, 0.7, 0.1),  # capsule
-        (0.015, 0.060, 0.2, 0.5),  # sinus
-        (0.060, 0.150, 0.1, 0.4),  # paracortex
-        (0.070, 0.140, 0.1, 0.4),  # mantle
-        (0.050, 0.170, 0.1, 0.4),  # germinal centre
-        (0.050, 0.170, 0.2, 0.4),  # medulla
-        (0.030, 0.400, 0.5, 0.1),  # vessel wall
-        (0.000, 0.060, 0.0, 0.2),  # blood
-        (0.020, 0.190, 0.1, 0.4),  # histiocytes
-        (0.050, 0.200, 0.1, 0.4),  # tumour
-        (0.020, 0.300, 0.7, 0.1),  # tumour stroma
-    ]
+from pathkit.synthetic.objects import nucleus_array
+from pathkit.synthetic.tissues import (
+    CLUMPED,
+    DEBRIS,
+    ELLIPSE,
+    EMPTY,
+    FAR_PLATES,
+    FAT,
+    FRAGMENTS,
+    GOBLET,
+    GRANULES,
+    MUCUS,
+    PLATE,
+    RED_DISC,
+    SMOOTH,
+    THREE_ARMS,
+    TWO_PLATES,
+    ground_table,
+    look_table,
 )
-_FAT, _BLOOD, _TUMOUR = (LABELS.index(name) for name in ("fat", "blood", "tumour"))
-_TUMOUR_CELL = CLASSES.index("tumour")
-_MARGIN_UM = 22.0
+
+__all__ = ["STAINS", "concentrations", "instances"]
+
+#: The last axis of what `concentrations` returns.
+STAINS = ("haematoxylin", "eosin", "dab")
+_MARGIN_UM = 30.0
+_CLEFT = (label("cancer stroma"), label("tumour stroma"))
 
 
 def concentrations(
-    architecture: Architecture, location_um: tuple[float, float], size: tuple[int, int], *, mpp: float
+    architecture: Architecture,
+    location_um: tuple[float, float],
+    size: tuple[int, int],
+    *,
+    mpp: float,
+    marker: str | None = None,
 ) -> NDArray[np.float32]:
     """Stain concentrations of a region.
 
@@ -55,73 +63,221 @@ def concentrations(
         Pixels.
     mpp : float
         Microns per pixel, above 0.
+    marker : str, optional
+        Haematoxylin and diaminobenzidine for this marker (see `markers.MARKERS`); without it haematoxylin and eosin.
 
     Returns
     -------
-    (height, width, 2) float32
-        Haematoxylin and eosin; times the unit stain vectors they are optical densities.
+    (height, width, 3) float32
+        The `STAINS`; times the unit stain vectors they are optical densities.
 
     Raises
     ------
     ValueError
-        If `mpp` is not positive or `size` is empty.
+        If `mpp` is not positive, `size` is empty, or the marker unknown.
     """
-    width, height = size
-    if not mpp > 0 or width < 1 or height < 1:
-        raise ValueError(f"concentrations: mpp and size must be positive, got {mpp} and {size}.")
-    x_um, y_um = location_um
-    out = np.empty((height, width, 2), np.float32)
-    _paint_ground(out, architecture.labels, architecture.angle, _GROUND, architecture.seed, x_um, y_um, mpp)
-    around = Box(
-        x_um - _MARGIN_UM, y_um - _MARGIN_UM, width * mpp + 2 * _MARGIN_UM, height * mpp + 2 * _MARGIN_UM
+    x_um, y_um = _checked(location_um, size, mpp)
+    if marker is not None:
+        check_marker(marker)
+    out = np.zeros((size[1], size[0], 3), np.float32)
+    _paint_ground(
+        out,
+        architecture.labels,
+        architecture.angle,
+        architecture.depth,
+        architecture.map_um,
+        ground_table(),
+        architecture.frozen,
+        architecture.seed,
+        x_um,
+        y_um,
+        mpp,
     )
-    rows = nucleus_array(architecture, around)
-    _paint_nuclei(out, rows[np.lexsort((rows[:, 0], rows[:, 1]))], LOOKS, architecture.seed, x_um, y_um, mpp)
+    if marker is not None:  # a pale counterstain; what binds the antibody unspecifically is a blush
+        out[..., 2] = 0.10 * out[..., 1] + 0.02 * (out[..., 1] > 0.02)
+        out[..., 0] = 0.45 * out[..., 0] + 0.10 * out[..., 1]
+        out[..., 1] = 0
+    rows = _cells_around(architecture, x_um, y_um, size, mpp, marker)
+    swelling = 1.2 if architecture.frozen else 1.0
+    looks = look_table(architecture.grade, swelling=swelling)
+    membrane = marker is not None and check_marker(marker).membrane
+    mode = 0 if marker is None else (2 if membrane else 1)
+    _paint_cells(out, rows, looks, mode, DAB, architecture.seed, x_um, y_um, mpp)
+    if membrane:
+        _paint_membranes(out, rows, looks, DAB, architecture.seed, x_um, y_um, mpp)
     return out
 
 
+def instances(
+    architecture: Architecture, location_um: tuple[float, float], size: tuple[int, int], *, mpp: float
+) -> NDArray[np.int64]:
+    """Which cell each pixel of a region belongs to.
+
+    Where cells overlap a pixel is the one's whose centre is nearer, measured in its own half axes.
+
+    Returns
+    -------
+    (height, width) int64
+        object_id of the object table, 0 where there is no nucleus or red cell.
+
+    Raises
+    ------
+    ValueError
+        As `concentrations`.
+    """
+    x_um, y_um = _checked(location_um, size, mpp)
+    rows = _cells_around(architecture, x_um, y_um, size, mpp, None)
+    looks = look_table(architecture.grade, swelling=1.2 if architecture.frozen else 1.0)
+    return _label_cells((size[1], size[0]), rows, looks, architecture.seed, x_um, y_um, mpp)
+
+
+def _checked(location_um: tuple[float, float], size: tuple[int, int], mpp: float) -> tuple[float, float]:
+    width, height = size
+    if not mpp > 0 or width < 1 or height < 1:
+        raise ValueError(f"paint: mpp and size must be positive, got {mpp} and {size}.")
+    return float(location_um[0]), float(location_um[1])
+
+
+def _cells_around(
+    architecture: Architecture,
+    x_um: float,
+    y_um: float,
+    size: tuple[int, int],
+    mpp: float,
+    marker: str | None,
+) -> NDArray[np.float64]:
+    """Cells that can reach into the region, in an order that does not depend on it."""
+    around = Box(
+        x_um - _MARGIN_UM, y_um - _MARGIN_UM, size[0] * mpp + 2 * _MARGIN_UM, size[1] * mpp + 2 * _MARGIN_UM
+    )
+    rows = nucleus_array(architecture, around, marker=marker)
+    return rows[np.argsort(rows[:, 8])]
+
+
 @numba.njit(cache=True, nogil=True)
-def _paint_ground(out, labels, angle, ground, seed, x_um, y_um, mpp):
+def _paint_ground(out, labels, angle, depth, map_um, ground, frozen, seed, x_um, y_um, mpp):
     rows, cols = out.shape[:2]
+    coarse, fine = 1.25 * map_um, 0.5 * map_um
     for r in range(rows):
         y = y_um + (r + 0.5) * mpp
         for c in range(cols):
             x = x_um + (c + 0.5) * mpp
             # Displace the lookup, so that borders are neither knives nor stairs.
-            shift_x = 5.0 * smooth_noise(x / 14.0, y / 14.0, seed + 1) + 2.0 * smooth_noise(
+            shift_x = coarse * smooth_noise(x / 14.0, y / 14.0, seed + 1) + fine * smooth_noise(
                 x / 4.0, y / 4.0, seed + 2
             )
-            shift_y = 5.0 * smooth_noise(x / 14.0, y / 14.0, seed + 3) + 2.0 * smooth_noise(
+            shift_y = coarse * smooth_noise(x / 14.0, y / 14.0, seed + 3) + fine * smooth_noise(
                 x / 4.0, y / 4.0, seed + 4
             )
-            i = min(max(int((y + shift_y) / MAP_UM), 0), labels.shape[0] - 1)
-            j = min(max(int((x + shift_x) / MAP_UM), 0), labels.shape[1] - 1)
+            i, j = _place_in_map(labels, (y + shift_y) / map_um, (x + shift_x) / map_um)
             label = labels[i, j]
             if label == 0:
-                out[r, c, 0] = 0.0
-                out[r, c, 1] = 0.0
                 continue
-            haematoxylin, eosin = ground[label, 0], ground[label, 1]
-            if label == _FAT:
+            haematoxylin, eosin, look = ground[label, 0], ground[label, 1], int(ground[label, 6])
+            wall_um = depth[i, j] * DEPTH_UM
+            if look == FAT:
                 eosin += _fat_rim(x, y, seed)
-            elif label == _BLOOD:
-                eosin += _red_cell(x, y, seed)
+            elif look == EMPTY:  # secretion here and there
+                eosin += (
+                    0.09
+                    * max(0.0, smooth_noise(x / 22.0, y / 22.0, seed + 10) - 0.25)
+                    * (1 + 0.8 * smooth_noise(x / 2.5, y / 2.5, seed + 5))
+                )
             else:
                 grain = smooth_noise(x / 2.2, y / 2.2, seed + 5) + 0.6 * smooth_noise(
                     x / 7.0, y / 7.0, seed + 6
                 )
-                along = np.cos(angle[i, j]) * x + np.sin(angle[i, j]) * y
-                across = -np.sin(angle[i, j]) * x + np.cos(angle[i, j]) * y
-                fibre = smooth_noise(along / 34.0, across / 3.2, seed + 7)
+                fibre = 0.0
+                if ground[label, 2] > 0:
+                    fibre = _fibre(angle, map_um, x, y, ground[label, 4], ground[label, 5], seed)
                 eosin *= max(0.05, 1 + ground[label, 2] * fibre + ground[label, 3] * grain)
+                # Whole neighbourhoods are denser or looser.
+                eosin *= 1 + 0.16 * smooth_noise(x / 70.0, y / 70.0, seed + 26)
                 if ground[label, 2] > 0.4 and fibre < -0.62:
                     eosin *= 0.25  # clefts between fibres
-                if label == _TUMOUR and smooth_noise(x / 38.0, y / 38.0, seed + 8) > 0.72:
+                if look == DEBRIS:
+                    dust = smooth_noise(x / 1.5, y / 1.5, seed + 27)
+                    haematoxylin += 0.45 * max(0.0, dust - 0.62) / 0.38
+                    eosin *= 0.75 + 0.5 * max(0.0, smooth_noise(x / 9.0, y / 9.0, seed + 28))
+                elif look == MUCUS:
+                    haematoxylin *= 0.6 + 0.6 * max(0.0, fibre)
+                elif look == GOBLET and wall_um > 9:
+                    inside = _vacuole(x, y, seed)
+                    eosin *= 1 - 0.8 * inside
+                    haematoxylin += 0.06 * inside
+                if (
+                    label in _CLEFT
+                    and -5.0 < wall_um < 0
+                    and smooth_noise(x / 45.0, y / 45.0, seed + 29) > 0.25
+                ):
+                    eosin *= 0.08  # the tissue has shrunk away from the gland
+                if label == 11 and smooth_noise(x / 38.0, y / 38.0, seed + 8) > 0.72:
                     eosin *= 0.15  # lumens of poorly formed glands
                 haematoxylin *= 1 + 0.5 * grain
+            if frozen:
+                ice = smooth_noise(x / 16.0, y / 16.0, seed + 61) + 0.6 * smooth_noise(
+                    x / 6.0, y / 6.0, seed + 62
+                )
+                if ice > 0.72:
+                    eosin *= 0.12
+                    haematoxylin *= 0.3
             thickness = 1 + 0.12 * smooth_noise(x / 900.0, y / 900.0, seed + 9)
             out[r, c, 0] = max(0.0, haematoxylin * thickness)
             out[r, c, 1] = max(0.0, eosin * thickness)
+
+
+@numba.njit(cache=True, nogil=True)
+def _place_in_map(labels, row, col):
+    """Row and column of the map whose label holds most of the four around a place, so that borders run smoothly."""
+    rows, cols = labels.shape
+    r0, c0 = int(np.floor(row - 0.5)), int(np.floor(col - 0.5))
+    fr, fc = row - 0.5 - r0, col - 0.5 - c0
+    top, bottom = min(max(r0, 0), rows - 1), min(max(r0 + 1, 0), rows - 1)
+    left, right = min(max(c0, 0), cols - 1), min(max(c0 + 1, 0), cols - 1)
+    near_r, near_c = (bottom if fr > 0.5 else top), (right if fc > 0.5 else left)
+    a, b, c, d = labels[top, left], labels[top, right], labels[bottom, left], labels[bottom, right]
+    if a == b == c == d:
+        return near_r, near_c
+    wa, wb, wc, wd = (1 - fr) * (1 - fc), (1 - fr) * fc, fr * (1 - fc), fr * fc
+    best, at_r, at_c = -1.0, near_r, near_c
+    for own, r, c_, weight in (
+        (a, top, left, wa),
+        (b, top, right, wb),
+        (c, bottom, left, wc),
+        (d, bottom, right, wd),
+    ):
+        total = wa * (a == own) + wb * (b == own) + wc * (c == own) + wd * (d == own)
+        total += 1e-6 * weight  # of the places with this label the nearest
+        if total > best:
+            best, at_r, at_c = total, r, c_
+    return at_r, at_c
+
+
+@numba.njit(cache=True, nogil=True)
+def _fibre(angle, map_um, x, y, length_um, width_um, seed):
+    """Noise drawn out along the fibres, [-1, 1] or a little more.
+
+    Directions are taken at a lattice of 48 µm and the noises blended: turned by an angle that changes from place to place,
+    coordinates far from the origin would be torn.
+    """
+    step = 48.0
+    i0, j0 = int(np.floor(x / step)), int(np.floor(y / step))
+    u, v = x / step - i0, y / step - j0
+    u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
+    crimp = 0.9 * width_um * smooth_noise(x / 17.0, y / 17.0, seed + 25)
+    total, square = 0.0, 0.0
+    for j in range(2):
+        for i in range(2):
+            weight = (u if i else 1 - u) * (v if j else 1 - v)
+            if weight < 0.02:
+                continue
+            r = min(max(int((j0 + j) * step / map_um), 0), angle.shape[0] - 1)
+            c = min(max(int((i0 + i) * step / map_um), 0), angle.shape[1] - 1)
+            cos, sin = np.cos(angle[r, c]), np.sin(angle[r, c])
+            along, across = cos * x + sin * y, -sin * x + cos * y + crimp
+            total += weight * smooth_noise(along / length_um, across / width_um, seed + 7)
+            square += weight * weight
+    return total / np.sqrt(square)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -143,56 +299,208 @@ def _fat_rim(x, y, seed):
 
 
 @numba.njit(cache=True, nogil=True)
-def _red_cell(x, y, seed):
-    """Eosin of packed red cells of 7 µm."""
-    size = 6.5
+def _vacuole(x, y, seed):
+    """How far inside a goblet cell's drop of mucin of about 11 µm a place lies, 0 to 1."""
+    size = 13.0
     i0, j0 = int(np.floor(x / size)), int(np.floor(y / size))
-    eosin = 0.0
+    inside = 0.0
     for j in range(j0 - 1, j0 + 2):
         for i in range(i0 - 1, i0 + 2):
             if uniform(i, j, seed + 33) < 0.75:
-                dx = (i + uniform(i, j, seed + 34)) * size - x
-                dy = (j + uniform(i, j, seed + 35)) * size - y
-                distance = np.sqrt(dx * dx + dy * dy) / 3.5
-                if distance < 1:
-                    eosin = max(eosin, 0.55 * (0.75 + 0.25 * distance))
-    return eosin
+                dx = (i + 0.2 + 0.6 * uniform(i, j, seed + 34)) * size - x
+                dy = (j + 0.2 + 0.6 * uniform(i, j, seed + 35)) * size - y
+                radius = 4.2 + 1.8 * uniform(i, j, seed + 36)
+                inside = max(inside, min(1.0, max(0.0, (radius - np.sqrt(dx * dx + dy * dy)) / 1.2)))
+    return inside
 
 
 @numba.njit(cache=True, nogil=True)
-def _paint_nuclei(out, nuclei, looks, seed, x_um, y_um, mpp):
-    rows, cols = out.shape[:2]
-    for n in range(nuclei.shape[0]):
-        cx, cy, long_um, short_um, turn, strength, kind, texture = nuclei[n]
+def _outline(u, v, shape, ragged, texture, seed):
+    """Distance from the centre in half axes: 1 on the outline of the nucleus. `u` and `v` are in half axes too."""
+    distance = np.sqrt(u * u + v * v)
+    if shape == TWO_PLATES:
+        w = (abs(v) - 0.66) / 0.30
+        distance = np.sqrt(u * u + w * w)
+    elif shape == FAR_PLATES:
+        w = (abs(v) - 0.78) / 0.20
+        distance = np.sqrt(u * u + w * w) if abs(u) < 1.2 else np.sqrt(u * u + w * w) * 1.1
+    elif shape == PLATE:
+        distance = max(abs(u), (u * u + v * v) ** 0.5) if abs(u) > 0.8 else max(abs(v), abs(u))
+    elif shape == THREE_ARMS:
+        distance /= 0.42 + 0.58 * max(0.0, np.cos(3 * np.arctan2(v, u))) + 1e-6
+    elif shape == FRAGMENTS:
+        distance = 9.0
+        for k in range(4):
+            a = texture * 0.37 + 1.7 * k
+            reach, size = 0.25 + 0.14 * k, 0.46 - 0.08 * k
+            du, dv = u - reach * np.cos(a), v - reach * np.sin(a)
+            distance = min(distance, np.sqrt(du * du + dv * dv) / size)
+    if ragged > 0:
+        scale = 1.7 if shape == ELLIPSE else 4.0
+        distance -= ragged * (
+            smooth_noise(scale * u + texture, scale * v, seed + 41)
+            + 0.35 * smooth_noise(3.1 * scale * u, 3.1 * scale * v + texture, seed + 43)
+        )
+    return distance
+
+
+@numba.njit(cache=True, nogil=True)
+def _window(cx, cy, reach, x_um, y_um, mpp, rows, cols):
+    c0, c1 = int((cx - reach - x_um) / mpp), int((cx + reach - x_um) / mpp) + 2
+    r0, r1 = int((cy - reach - y_um) / mpp), int((cy + reach - y_um) / mpp) + 2
+    return max(0, r0), min(rows, r1), max(0, c0), min(cols, c1)
+
+
+@numba.njit(cache=True, nogil=True)
+def _paint_cells(out, cells, looks, mode, dab, seed, x_um, y_um, mpp):
+    """`mode` 0: haematoxylin and eosin; 1: the marker in the nuclei; 2: the counterstain alone."""
+    counterstain = 1.0 if mode == 0 else 0.34
+    for n in range(cells.shape[0]):
+        cx, cy, long_um, short_um, turn, strength, kind, texture, _, defocus, level = cells[n]
         look = looks[int(kind)]
-        reach = max(long_um, short_um * look[6]) + 1.5
-        c0, c1 = int((cx - reach - x_um) / mpp), int((cx + reach - x_um) / mpp) + 2
-        r0, r1 = int((cy - reach - y_um) / mpp), int((cy + reach - y_um) / mpp) + 2
+        shape, body = int(look[11]), look[6]
+        reach = (
+            1.25 * max(long_um, short_um, min(long_um, short_um * body) if body > 1 else 0.0, short_um * body)
+            + 2.0
+        )
+        r0, r1, c0, c1 = _window(cx, cy, reach, x_um, y_um, mpp, out.shape[0], out.shape[1])
         cos, sin = np.cos(turn), np.sin(turn)
-        soft = max(0.6, 0.5 * mpp) / short_um
+        soft = max(0.5 + defocus, 0.5 * mpp) / short_um
         own = seed + int(texture)
-        for r in range(max(0, r0), min(rows, r1)):
+        open_chromatin = shape == ELLIPSE and strength < 0.92
+        nucleolus = look[10] * 1000 > (texture * 7) % 1000
+        brown = dab[int(level)] * (0.85 + 0.3 * (texture % 7) / 7)
+        for r in range(r0, r1):
             dy = y_um + (r + 0.5) * mpp - cy
-            for c in range(max(0, c0), min(cols, c1)):
+            for c in range(c0, c1):
                 dx = x_um + (c + 0.5) * mpp - cx
-                u, v = (dx * cos + dy * sin) / long_um, (-dx * sin + dy * cos) / short_um
-                distance = np.sqrt(u * u + v * v)
-                if distance < look[6]:
-                    cytoplasm = look[7] * min(1.0, (look[6] - distance) * 4)
-                    out[r, c, 1] = max(out[r, c, 1], cytoplasm)
-                wavy = 0.0
-                if kind == _TUMOUR_CELL:  # irregular outlines
-                    wavy = 0.16 * smooth_noise(3.0 * u + texture, 3.0 * v, seed + 41)
-                inside = (1 + wavy - distance) / soft
+                a, b = dx * cos + dy * sin, -dx * sin + dy * cos
+                u, v = a / long_um, b / short_um
+                distance = _outline(u, v, shape, look[9], texture, seed)
+                if shape == RED_DISC:
+                    if distance < 1:
+                        if mode == 0:
+                            out[r, c, 1] = max(out[r, c, 1], 0.52 * (0.72 + 0.28 * distance))
+                        else:
+                            out[r, c, 0] = max(out[r, c, 0], 0.06)
+                    continue
+                if shape == GRANULES:
+                    if distance < 1 and smooth_noise(dx / 0.9 + texture, dy / 0.9, seed + 44) > 0.1:
+                        out[r, c, 2] = max(out[r, c, 2], 0.9)
+                    continue
+                # Cytoplasm reaches as far all round, whatever the shape of the nucleus.
+                around = np.sqrt(a * a + b * b) if shape != ELLIPSE else distance * short_um
+                edge = body * short_um if shape in (ELLIPSE, SMOOTH) else body * max(3.0, short_um)
+                if around < edge and mode == 0:
+                    cytoplasm = look[7] * min(1.0, (edge - around) * 0.7)
+                    if shape in (ELLIPSE, SMOOTH, FRAGMENTS):
+                        out[r, c, 1] = max(
+                            out[r, c, 1], cytoplasm * (0.9 + 0.2 * smooth_noise(dx / 1.6, dy / 1.6, own))
+                        )
+                    else:  # dividing cells are pale around their chromosomes
+                        out[r, c, 1] += min(1.0, edge - around) * (cytoplasm - out[r, c, 1])
+                        out[r, c, 0] *= 0.45
+                inside = (1 - distance) / soft
                 if inside <= -1:
                     continue
                 cover = min(1.0, 0.5 + 0.5 * inside)
-                mottle = smooth_noise(dx / 1.1 + texture, dy / 1.1, own + 42)
-                rim = np.exp(-(((distance - 0.88) / 0.16) ** 2))
-                chromatin = strength * (0.85 + 0.28 * mottle)
-                if strength < 0.9:  # vesicular: pale within, dark rim
-                    chromatin = strength * (0.68 + 0.35 * mottle + 0.55 * rim)
-                if kind == _TUMOUR_CELL and (u - 0.2) ** 2 + (v + 0.15) ** 2 < 0.05:
-                    chromatin = max(chromatin, 1.0)  # nucleolus
-                out[r, c, 0] = max(out[r, c, 0], cover * chromatin)
-                out[r, c, 1] *= 1 - 0.55 * cover
+                mottle = smooth_noise(dx / 1.1 + texture, dy / 1.1, own + 42) + 0.5 * smooth_noise(
+                    dx / 0.55, dy / 0.55 + texture, own + 46
+                )
+                if shape == SMOOTH:
+                    chromatin = strength
+                elif shape == CLUMPED:
+                    chromatin = strength * (0.72 + 0.5 * mottle)
+                elif open_chromatin:  # vesicular: pale within, dark rim
+                    rim = np.exp(-(((distance - 0.88) / 0.14) ** 2))
+                    chromatin = strength * (0.70 + 0.34 * mottle + 0.50 * rim)
+                else:
+                    chromatin = strength * (0.88 + 0.20 * mottle)
+                if nucleolus and (u - 0.2) ** 2 + (v + 0.15) ** 2 < 0.045:
+                    chromatin = max(chromatin, 1.0)
+                dark = cover * max(0.05, chromatin) * (1 - 0.25 * defocus / 1.6) * counterstain
+                # Nuclei above each other absorb more than one, less than both: the section cuts them.
+                low, high = min(out[r, c, 0], dark), max(out[r, c, 0], dark)
+                out[r, c, 0] = high + 0.25 * low * (low > 0.25 * counterstain)
+                out[r, c, 1] *= 1 - 0.85 * cover
+                if mode == 1 and level > 0:
+                    out[r, c, 2] = max(out[r, c, 2], cover * brown * (0.8 + 0.3 * mottle))
+
+
+@numba.njit(cache=True, nogil=True)
+def _paint_membranes(out, cells, looks, dab, seed, x_um, y_um, mpp):
+    """The marker where a cell ends: at its own edge, or half way to its neighbour. Broken where expression is weak."""
+    rows, cols = out.shape[:2]
+    first, second = np.full((rows, cols), 1e9, np.float32), np.full((rows, cols), 1e9, np.float32)
+    owner = np.full((rows, cols), -1, np.int32)
+    for n in range(cells.shape[0]):
+        cx, cy, long_um, short_um, turn = cells[n, 0], cells[n, 1], cells[n, 2], cells[n, 3], cells[n, 4]
+        look, texture = looks[int(cells[n, 6])], cells[n, 7]
+        if int(look[11]) == RED_DISC or int(look[11]) == GRANULES:
+            continue
+        edge = max(look[6] * 0.85 * short_um, short_um + 1.0)
+        r0, r1, c0, c1 = _window(cx, cy, 1.6 * edge * long_um / short_um + 2, x_um, y_um, mpp, rows, cols)
+        cos, sin = np.cos(turn), np.sin(turn)
+        for r in range(r0, r1):
+            dy = y_um + (r + 0.5) * mpp - cy
+            for c in range(c0, c1):
+                dx = x_um + (c + 0.5) * mpp - cx
+                u, v = (dx * cos + dy * sin) / long_um, (-dx * sin + dy * cos) / short_um
+                # Microns beyond the edge of the cell; negative within.
+                beyond = (
+                    np.sqrt(u * u + v * v) - 0.06 * smooth_noise(1.7 * u + texture, 1.7 * v, seed + 47)
+                ) * short_um - edge
+                if beyond < first[r, c]:
+                    second[r, c] = first[r, c]
+                    first[r, c] = beyond
+                    owner[r, c] = n
+                elif beyond < second[r, c]:
+                    second[r, c] = beyond
+    for r in range(rows):
+        for c in range(cols):
+            n = owner[r, c]
+            if n < 0 or cells[n, 10] <= 0:
+                continue
+            level, texture = cells[n, 10], cells[n, 7]
+            away = (
+                min(abs(first[r, c]), 0.5 * (second[r, c] - first[r, c])) if first[r, c] < 0 else first[r, c]
+            )
+            ring = np.exp(-((away / (0.45 + 0.12 * level)) ** 2))
+            if ring < 0.02:
+                continue
+            dx, dy = x_um + (c + 0.5) * mpp - cells[n, 0], y_um + (r + 0.5) * mpp - cells[n, 1]
+            reach = np.sqrt(dx * dx + dy * dy) + 1e-6
+            gap = smooth_noise(1.6 * dx / reach + texture, 1.6 * dy / reach, seed + 45)
+            limit = 2.0 if level >= 3 else (0.45 if level >= 2 else -0.05)
+            if gap < limit:
+                strength = dab[int(level)] * (0.85 + 0.3 * (texture % 7) / 7)
+                out[r, c, 2] = max(out[r, c, 2], ring * strength)
+
+
+@numba.njit(cache=True, nogil=True)
+def _label_cells(size, cells, looks, seed, x_um, y_um, mpp):
+    out = np.zeros(size, np.int64)
+    nearest = np.full(size, 1.0, np.float32)
+    for n in range(cells.shape[0]):
+        cx, cy, long_um, short_um, turn = cells[n, 0], cells[n, 1], cells[n, 2], cells[n, 3], cells[n, 4]
+        look, texture = looks[int(cells[n, 6])], cells[n, 7]
+        shape = int(look[11])
+        reach = 1.3 * max(long_um, short_um) + mpp
+        r0, r1, c0, c1 = _window(cx, cy, reach, x_um, y_um, mpp, size[0], size[1])
+        cos, sin = np.cos(turn), np.sin(turn)
+        for r in range(r0, r1):
+            dy = y_um + (r + 0.5) * mpp - cy
+            for c in range(c0, c1):
+                dx = x_um + (c + 0.5) * mpp - cx
+                distance = _outline(
+                    (dx * cos + dy * sin) / long_um,
+                    (-dx * sin + dy * cos) / short_um,
+                    shape,
+                    look[9],
+                    texture,
+                    seed,
+                )
+                if distance < nearest[r, c]:
+                    nearest[r, c] = distance
+                    out[r, c] = int(cells[n, 8])
+    return out

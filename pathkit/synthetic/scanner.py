@@ -2,12 +2,13 @@
 
 Optical densities add: ``rgb = white * 10 ** -(concentrations @ stains)`` (Beer-Lambert). Then come the optics (a Gaussian
 point spread), the camera (gamma, noise) and, when the slide is written, JPEG. A site fixes all of these; within a site the
-strength of both stains varies from slide to slide, as days of staining do.
+strength of the stains varies from slide to slide, as days of staining do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numba
@@ -15,23 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathkit.synthetic.architecture import Architecture
+from pathkit.synthetic.artefacts import Artefact, margin_px, on_light, on_section
 from pathkit.synthetic.noise import hashed
 from pathkit.synthetic.paint import concentrations
 
 __all__ = ["SITES", "Site", "scan", "slide_stains"]
 
-_MARGIN_PX = 4
+_MARGIN_PX = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """A laboratory and its scanner.
 
     Attributes
     ----------
     name : str
-    haematoxylin, eosin : tuple of float
-        Optical density of R, G, B at concentration 1; unit vectors times the site's strength.
+    haematoxylin, eosin, dab : tuple of float
+        Direction of the optical density of R, G, B; made unit vectors.
+    strength : (haematoxylin, eosin, dab)
+        Optical density at concentration 1.
+    thickness_um : float
+        Of the section; 4 is the rule, and all stains grow with it.
     white : tuple of float
         Grey levels of empty glass.
     mpp : float
@@ -42,79 +48,122 @@ class Site:
         Of the camera; noise in grey levels.
     quality : int
         JPEG.
+
+    Raises
+    ------
+    ValueError
+        If `mpp`, the thickness, the blur or a stain is not positive.
     """
 
     name: str
     haematoxylin: tuple[float, float, float]
     eosin: tuple[float, float, float]
-    white: tuple[float, float, float]
-    mpp: float
-    blur_um: float
-    gamma: float
-    noise: float
-    quality: int
+    dab: tuple[float, float, float] = (0.268, 0.570, 0.776)
+    strength: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    thickness_um: float = 4.0
+    white: tuple[float, float, float] = (243.0, 242.0, 244.0)
+    mpp: float = 1.0
+    blur_um: float = 0.45
+    gamma: float = 1.0
+    noise: float = 1.6
+    quality: int = 85
+
+    def __post_init__(self) -> None:
+        for name in ("mpp", "blur_um", "thickness_um", "gamma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"Site {self.name}: {name} must be positive, got {getattr(self, name)}.")
+        for name in ("haematoxylin", "eosin", "dab", "white"):
+            if not np.linalg.norm(getattr(self, name)) > 0:
+                raise ValueError(f"Site {self.name}: {name} must not be zero.")
 
     @property
     def stains(self) -> NDArray[np.float64]:
-        """(2, 3): rows haematoxylin and eosin."""
-        return np.array([self.haematoxylin, self.eosin])
+        """(3, 3): rows haematoxylin, eosin, diaminobenzidine; optical density at concentration 1."""
+        rows = np.array([self.haematoxylin, self.eosin, self.dab], float)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows * (np.array(self.strength) * self.thickness_um / 4.0)[:, None]
+
+    def at(self, mpp: float) -> Site:
+        """The same site with its scanner at another magnification; the optics sharpen with it."""
+        return replace(self, mpp=mpp, blur_um=self.blur_um * min(1.0, (mpp / self.mpp) ** 0.5))
 
 
-def _vector(direction: tuple[float, float, float], strength: float) -> tuple[float, float, float]:
-    unit = np.asarray(direction) / np.linalg.norm(direction)
-    r, g, b = unit * strength
-    return float(r), float(g), float(b)
-
-
-#: Three sites that differ as laboratories do: a few degrees of colour, strength, light, sharpness.
+#: Five sites that differ as laboratories do: a few degrees of colour, strength, light, sharpness.
 SITES = {
     site.name: site
     for site in (
+        Site(name="north", haematoxylin=(0.63, 0.71, 0.32), eosin=(0.10, 0.96, 0.26)),
         Site(
-            "north",
-            _vector((0.63, 0.71, 0.32), 1.00),
-            _vector((0.10, 0.96, 0.26), 1.00),
-            (243, 242, 244),
-            1.00,
-            0.45,
-            1.00,
-            1.6,
-            85,
+            name="east",
+            haematoxylin=(0.58, 0.74, 0.35),
+            eosin=(0.16, 0.90, 0.40),
+            strength=(0.85, 1.25, 0.9),
+            white=(246, 243, 240),
+            mpp=0.96,
+            blur_um=0.55,
+            gamma=0.95,
+            noise=2.0,
+            quality=80,
         ),
         Site(
-            "east",
-            _vector((0.58, 0.74, 0.35), 0.85),
-            _vector((0.16, 0.90, 0.40), 1.25),
-            (246, 243, 240),
-            0.96,
-            0.55,
-            0.95,
-            2.0,
-            80,
+            name="south",
+            haematoxylin=(0.68, 0.67, 0.29),
+            eosin=(0.06, 0.98, 0.19),
+            strength=(1.15, 0.80, 1.1),
+            white=(238, 240, 244),
+            mpp=1.04,
+            blur_um=0.40,
+            gamma=1.06,
+            noise=1.4,
+            quality=88,
         ),
         Site(
-            "south",
-            _vector((0.68, 0.67, 0.29), 1.15),
-            _vector((0.06, 0.98, 0.19), 0.80),
-            (238, 240, 244),
-            1.04,
-            0.40,
-            1.06,
-            1.4,
-            88,
+            name="west",
+            haematoxylin=(0.55, 0.76, 0.34),
+            eosin=(0.21, 0.88, 0.42),
+            dab=(0.30, 0.58, 0.75),
+            strength=(1.0, 1.1, 1.2),
+            thickness_um=3.2,
+            white=(249, 247, 245),
+            mpp=0.98,
+            blur_um=0.36,
+            gamma=0.92,
+            noise=1.2,
+            quality=90,
+        ),
+        Site(
+            name="island",
+            haematoxylin=(0.72, 0.63, 0.28),
+            eosin=(0.12, 0.97, 0.12),
+            dab=(0.25, 0.55, 0.80),
+            strength=(0.75, 1.0, 0.8),
+            thickness_um=5.0,
+            white=(235, 234, 230),
+            mpp=1.02,
+            blur_um=0.62,
+            gamma=1.08,
+            noise=2.6,
+            quality=72,
         ),
     )
 }
 
 
 def slide_stains(site: Site, seed: int) -> NDArray[np.float64]:
-    """(2, 3) optical densities at concentration 1 for one slide: the site's, with the day's strength."""
+    """(3, 3) optical densities at concentration 1 for one slide: the site's, with the day's strength."""
     rng = np.random.default_rng([seed, 2])
-    return site.stains * rng.lognormal(0, (0.10, 0.14))[:, None]
+    return site.stains * rng.lognormal(0, (0.10, 0.14, 0.12))[:, None]
 
 
 def scan(
-    architecture: Architecture, site: Site, location_px: tuple[int, int], size: tuple[int, int]
+    architecture: Architecture,
+    site: Site,
+    location_px: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    marker: str | None = None,
+    artefacts: Sequence[Artefact] = (),
+    stain_seed: int | None = None,
 ) -> NDArray[np.uint8]:
     """Pixels of a region as the site's scanner gives them, before JPEG.
 
@@ -125,22 +174,41 @@ def scan(
     location_px : (x, y)
         Top left corner, level-0 pixels at ``site.mpp``.
     size : (width, height)
+    marker : str, optional
+        Immunohistochemistry instead of haematoxylin and eosin (see `markers.MARKERS`).
+    artefacts : sequence of Artefact
+    stain_seed : int, optional
+        Of the day's strength of the stains; the architecture's by default.
 
     Returns
     -------
     (height, width, 3) uint8
         The same pixels whatever region they are part of.
     """
-    x, y = (v - _MARGIN_PX for v in location_px)
-    width, height = (n + 2 * _MARGIN_PX for n in size)
-    stain = concentrations(architecture, (x * site.mpp, y * site.mpp), (width, height), mpp=site.mpp)
-    light = _transmitted(stain, slide_stains(site, architecture.seed))
-    kernel = cv2.getGaussianKernel(2 * _MARGIN_PX + 1, max(site.blur_um / site.mpp, 0.1), cv2.CV_32F)
-    blurred = cv2.sepFilter2D(light, -1, kernel, kernel)[_MARGIN_PX:-_MARGIN_PX, _MARGIN_PX:-_MARGIN_PX]
+    near = [a for a in artefacts if _touches(a, location_px, size, site.mpp)]
+    margin = _MARGIN_PX + margin_px(near, site.mpp)
+    x, y = (v - margin for v in location_px)
+    width, height = (n + 2 * margin for n in size)
+    stain = concentrations(
+        architecture, (x * site.mpp, y * site.mpp), (width, height), mpp=site.mpp, marker=marker
+    )
+    on_section(stain, near, (x, y), site.mpp)
+    light = _transmitted(stain, slide_stains(site, architecture.seed if stain_seed is None else stain_seed))
+    on_light(light, near, (x, y), site.mpp)
+    sigma = max((site.blur_um + (0.5 if architecture.frozen else 0.0)) / site.mpp, 0.1)
+    kernel = cv2.getGaussianKernel(2 * _MARGIN_PX + 1, sigma, cv2.CV_32F)
+    blurred = cv2.sepFilter2D(light, -1, kernel, kernel)[margin:-margin, margin:-margin]
     white = np.array(site.white, np.float32)
     return _exposed(
         np.ascontiguousarray(blurred), white, site.gamma, site.noise, architecture.seed, *location_px
     )
+
+
+def _touches(artefact: Artefact, location_px: tuple[int, int], size: tuple[int, int], mpp: float) -> bool:
+    x0, y0, x1, y1 = np.array(artefact.geometry.bounds) / mpp
+    reach = 3 * margin_px([artefact], mpp) + 16
+    x, y = location_px
+    return bool(x0 - reach < x + size[0] and x1 + reach > x and y0 - reach < y + size[1] and y1 + reach > y)
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
@@ -151,9 +219,12 @@ def _transmitted(stain, vectors):
     natural = vectors * np.log(10.0)
     for r in range(rows):
         for c in range(cols):
-            haematoxylin, eosin = stain[r, c, 0], stain[r, c, 1]
+            a, b, d = stain[r, c, 0], stain[r, c, 1], stain[r, c, 2]
+            if a == 0 and b == 0 and d == 0:
+                out[r, c] = 1.0
+                continue
             for k in range(3):
-                out[r, c, k] = np.exp(-(haematoxylin * natural[0, k] + eosin * natural[1, k]))
+                out[r, c, k] = np.exp(-(a * natural[0, k] + b * natural[1, k] + d * natural[2, k]))
     return out
 
 
@@ -166,7 +237,7 @@ def _exposed(light, white, gamma, noise, seed, x0, y0):
         for c in range(cols):
             bits = hashed(x0 + c, y0 + r, seed + 51)
             for k in range(3):
-                # Three bytes of the hash sum to something near normal with variance 3 / 12.
+                # Bytes of the hash sum to something near normal with variance 2 / 12.
                 deviate = (
                     ((bits >> (8 * k)) & 255) / 255.0 + ((bits >> (8 * ((k + 1) % 4))) & 255) / 255.0 - 1.0
                 )
