@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
@@ -23,6 +24,7 @@ from pathkit.synthetic.objects import nucleus_array
 from pathkit.synthetic.paint import instances
 from pathkit.synthetic.prostate import prostate_core
 from pathkit.synthetic.scanner import Site, scan
+from pathkit.synthetic.tissues import CLASSES
 
 __all__ = ["Fields", "nuclei_fields", "random_site"]
 
@@ -57,18 +59,24 @@ class Fields:
 
 
 def random_site(rng: np.random.Generator, mpp: float) -> Site:
-    """A laboratory that does not exist: stains from pink to purple, light from grey to white, sharp or not."""
-    purple = rng.random() ** 1.5
+    """A laboratory that does not exist: stains from pink to purple, light from grey to white, sharp or not; one in three
+    uses haematoxylin alone, whose ground is as good as clear, in light of any tint."""
+    alone = rng.random() < 1 / 3
+    purple = 1.0 if alone else rng.random() ** 1.5
     haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal(0, (0.09, 0.05, 0.09))
     pink = np.array([0.10, 0.96, 0.25]) + rng.normal(0, (0.05, 0.04, 0.10))
     eosin = (1 - 0.8 * purple) * pink + 0.8 * purple * haematoxylin
-    white = np.clip(rng.uniform(190, 250) + rng.normal(0, 10, 3), 150, 255)
+    white = np.clip(rng.uniform(190, 250) + rng.normal(0, 18 if alone else 10, 3), 150, 255)
     h, e = np.maximum(haematoxylin, 0.02), np.maximum(eosin, 0.02)
     return Site(
         name="random",
         haematoxylin=(float(h[0]), float(h[1]), float(h[2])),
         eosin=(float(e[0]), float(e[1]), float(e[2])),
-        strength=(float(rng.uniform(0.6, 1.5)), float(rng.uniform(0.15, 1.3)), 1.0),
+        strength=(
+            float(rng.uniform(0.6, 2.0)),
+            float(rng.uniform(0.02, 0.4) if alone else rng.uniform(0.15, 1.3)),
+            1.0,
+        ),
         white=(float(white[0]), float(white[1]), float(white[2])),
         mpp=mpp,
         blur_um=float(rng.uniform(0.15, 0.8)),
@@ -87,6 +95,7 @@ def nuclei_fields(
     least_px: int = 12,
     seed: int = 0,
     site: Site | None = None,
+    variety: float = 0.0,
     progress: bool = True,
 ) -> Fields:
     """Fields with instances of nuclei.
@@ -106,6 +115,9 @@ def nuclei_fields(
     seed : int
     site : Site, optional
         One laboratory for all, instead of a random one for each.
+    variety : float
+        0: cells as on the slides. 1: sections bent in cutting, so that outlines are uneven; nuclei that differ in strength
+        and chromatin; cells far out of focus, which are no instances; uneven light.
 
     Raises
     ------
@@ -130,11 +142,91 @@ def nuclei_fields(
         scales[k] = np.exp(rng.uniform(*np.log(mpp)))
         own = random_site(rng, scales[k]) if site is None else site.at(scales[k])
         location = _on_cells(rng, architecture, size_px, scales[k], memo)
-        images[k] = scan(architecture, own, location, (size_px, size_px))
-        at_um = (location[0] * scales[k], location[1] * scales[k])
-        labels[k] = _numbered(instances(architecture, at_um, (size_px, size_px), mpp=scales[k]), least_px)
+        images[k], ids = _field(rng, architecture, own, location, size_px, variety)
+        labels[k] = _numbered(ids, least_px)
         names.append(organ)
     return Fields(images, labels, scales, names)
+
+
+def _field(
+    rng: np.random.Generator,
+    architecture: Architecture,
+    site: Site,
+    location: tuple[int, int],
+    size_px: int,
+    variety: float,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Picture and instances of one place."""
+    if not variety:
+        size = (size_px, size_px)
+        return scan(architecture, site, location, size), _nuclei_at(architecture, location, size, site.mpp)
+    margin = 16
+    wide, corner = size_px + 2 * margin, (location[0] - margin, location[1] - margin)
+    image = scan(
+        architecture,
+        site,
+        corner,
+        (wide, wide),
+        alter=lambda stain, at: _vary(rng, architecture, site.mpp, variety, stain, at),
+    )
+    ids = _nuclei_at(architecture, corner, (wide, wide), site.mpp)
+    names, numbers = np.unique(ids, return_inverse=True)
+    grid = np.indices((wide, wide))[::-1]
+    bend = [
+        _smooth(rng, wide, s / site.mpp) * min(variety * a / site.mpp, margin / 4)
+        for s, a in ((9, 0.9), (3, 0.3), (9, 0.9), (3, 0.3))
+    ]
+    x, y = ((grid[k] + bend[2 * k] + bend[2 * k + 1]).astype(np.float32) for k in (0, 1))
+    image = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    bent = cv2.remap(numbers.reshape(ids.shape).astype(np.float32), x, y, cv2.INTER_NEAREST)
+    lit = image * (1 + 0.12 * variety * rng.random() * _smooth(rng, wide, wide / 2))[..., None]
+    inner = (slice(margin, -margin),) * 2
+    return np.clip(lit[inner], 0, 255).astype(np.uint8), names[bent[inner].astype(int)]
+
+
+def _nuclei_at(
+    architecture: Architecture, location: tuple[int, int], size: tuple[int, int], mpp: float
+) -> NDArray[np.int64]:
+    """(H, W) object_id of the nuclei, 0 elsewhere: red cells and pigment have none."""
+    ids = instances(architecture, (location[0] * mpp, location[1] * mpp), size, mpp=mpp)
+    reach = 15.0  # microns: the largest cell
+    x, y, width, height = (v * mpp for v in (*location, *size))
+    near = nucleus_array(architecture, Box(x - reach, y - reach, width + 2 * reach, height + 2 * reach))
+    bare = near[np.isin(near[:, 6], [CLASSES.index(c) for c in ("red cell", "pigment")]), 8]
+    return np.where(np.isin(ids, bare.astype(np.int64)), 0, ids)
+
+
+def _vary(
+    rng: np.random.Generator,
+    architecture: Architecture,
+    mpp: float,
+    variety: float,
+    stain: NDArray[np.float32],
+    at: tuple[int, int],
+) -> None:
+    """Changes concentrations in place: each nucleus its own strength and chromatin, and cells out of focus."""
+    height, width = stain.shape[:2]
+    ids = _nuclei_at(architecture, at, (width, height), mpp)
+    names, numbers = np.unique(ids, return_inverse=True)
+    strength = rng.lognormal(0, 0.3 * variety, len(names))
+    coarse = rng.uniform(0.35, 1.1) / mpp
+    chromatin = 1 + variety * rng.uniform(0, 0.3) * _smooth(rng, max(height, width), coarse)[:height, :width]
+    nucleus = ids > 0
+    stain[..., 0] *= np.where(nucleus, strength[numbers.reshape(ids.shape)] * np.maximum(chromatin, 0.1), 1)
+    if rng.random() < 0.6 * variety:
+        turned = np.rot90(np.where(nucleus, stain[..., 0], 0), 2)
+        seldom = _smooth(rng, max(height, width), 25 / mpp)[:height, :width] > rng.uniform(0.3, 1.2)
+        ghosts = cv2.GaussianBlur(turned * seldom, (0, 0), rng.uniform(1.2, 4) / mpp)
+        stain[..., 0] += np.where(nucleus, 0.3, 1) * rng.uniform(0.2, 0.7) * ghosts
+
+
+def _smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float32]:
+    """(size, size) noise of unit variance with features of `scale` pixels."""
+    coarse = int(np.ceil(size / scale)) + 3
+    noise = rng.standard_normal((coarse, coarse)).astype(np.float32)
+    big = cv2.resize(noise, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    y, x = (int(rng.integers(big.shape[k] - size + 1)) for k in (0, 1))
+    return np.asarray(big[y : y + size, x : x + size] * 1.3, np.float32)
 
 
 def _on_cells(

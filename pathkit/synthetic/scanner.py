@@ -7,7 +7,7 @@ strength of the stains varies from slide to slide, as days of staining do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -164,6 +164,7 @@ def scan(
     marker: str | None = None,
     artefacts: Sequence[Artefact] = (),
     stain_seed: int | None = None,
+    alter: Callable[[NDArray[np.float32], tuple[int, int]], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Pixels of a region as the site's scanner gives them, before JPEG.
 
@@ -179,6 +180,8 @@ def scan(
     artefacts : sequence of Artefact
     stain_seed : int, optional
         Of the day's strength of the stains; the architecture's by default.
+    alter : callable, optional
+        Given the concentrations (H, W, 3), wider than the region, and the pixel of their top left corner, to change in place.
 
     Returns
     -------
@@ -192,6 +195,8 @@ def scan(
     stain = concentrations(
         architecture, (x * site.mpp, y * site.mpp), (width, height), mpp=site.mpp, marker=marker
     )
+    if alter is not None:
+        alter(stain, (x, y))
     on_section(stain, near, (x, y), site.mpp)
     light = _transmitted(stain, slide_stains(site, architecture.seed if stain_seed is None else stain_seed))
     on_light(light, near, (x, y), site.mpp)
