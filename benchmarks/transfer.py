@@ -24,6 +24,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei_instanc
 #: Width of nuclei that the network knows best, and the sizes at which a picture of unknown magnification is tried.
 WIDTH_PX = 26.0
 SCALES = (0.35, 0.5, 0.7, 1.0, 1.4)
+CROP_PX = 128
 
 
 def targets(instances: np.ndarray) -> np.ndarray:
@@ -47,7 +48,8 @@ def scaled(images: torch.Tensor) -> torch.Tensor:
 
 
 def build(device: str) -> nn.Module:
-    return BasicUNet(2, 3, 3, features=(16, 16, 32, 64, 96, 16)).to(device)
+    network = BasicUNet(2, 3, 3, features=(16, 16, 32, 64, 96, 16)).to(device)
+    return network.to(memory_format=torch.channels_last)
 
 
 def train(n: int, epochs: int, seed: int, device: str) -> nn.Module:
@@ -64,13 +66,15 @@ def train(n: int, epochs: int, seed: int, device: str) -> nn.Module:
     network.train()
     for _ in bar:
         rows = rng.integers(n, size=batch)
-        x, y = pixels[rows].to(device).float(), wanted[rows].to(device).float()
+        top, left = rng.integers(0, 192 - CROP_PX + 1, 2)
+        part = (rows, slice(None), slice(top, top + CROP_PX), slice(left, left + CROP_PX))
+        x, y = pixels[part].to(device).float(), wanted[part].to(device).float()
         if rng.random() < 0.5:
             x, y = x.flip(3), y.flip(3)
         turns = int(rng.integers(4))
         x, y = torch.rot90(x, turns, (2, 3)), torch.rot90(y, turns, (2, 3))
         with torch.autocast(device, torch.bfloat16):
-            out = network(scaled(x))
+            out = network(scaled(x).contiguous(memory_format=torch.channels_last))
         out = out.float()
         share = torch.sigmoid(out[:, 0])
         dice = 1 - (2 * (share * y[:, 0]).sum() + 1) / (share.sum() + y[:, 0].sum() + 1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 # The same examples on every run and no deadline: a slow machine is not a fault.
 settings.register_profile("pathkit", deadline=None, derandomize=True)
@@ -37,3 +40,15 @@ def real_slide_path(real_data: Path) -> Path:
 def no_mpp_slide_path(real_data: Path) -> Path:
     """A real Aperio slide whose metadata carry neither mpp nor magnification."""
     return real_data / "slides" / "TCGA-CR-7395-01A-01-TS1.svs"
+
+
+@pytest.fixture(scope="session")
+def jpeg_error():
+    """Mean difference that JPEG of a quality makes to some pixels (Pillow, chroma at half resolution): a yardstick."""
+
+    def measured(pixels, quality: int) -> float:
+        stored = io.BytesIO()
+        Image.fromarray(np.asarray(pixels, np.uint8)).save(stored, "JPEG", quality=quality, subsampling=2)
+        return float(np.abs(np.asarray(Image.open(stored)).astype(int) - pixels).mean())
+
+    return measured

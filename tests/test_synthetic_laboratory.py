@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from skimage.measure import label as pieces
 from skimage.measure import regionprops
 
 from pathkit import synthetic
-from pathkit.annotations import read_annotations
+from pathkit.annotations import read_annotations, write_annotations
 from pathkit.geometry import Box
 from pathkit.slide import open_slide
+from pathkit.synthetic import fields as fields_module
 from pathkit.synthetic.artefacts import KINDS
 from pathkit.synthetic.tissues import DENSITY_PER_MM2, LABELS, TISSUES
 from pathkit.tables import read_table
@@ -424,7 +426,7 @@ def cohorts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["colorectal", "prostate", "breast"])
-def test_truth_is_in_the_files_and_can_be_built_again(cohorts, name):
+def test_truth_is_in_the_files_and_can_be_built_again(cohorts, name, jpeg_error):
     slides = cohorts[name]
     row = slides.iloc[0]
     truth = synthetic.truth_of(row)
@@ -436,7 +438,8 @@ def test_truth_is_in_the_files_and_can_be_built_again(cohorts, name):
     painted = synthetic.scan(
         truth.architecture, truth.site, (200, 250), size, marker=truth.marker, artefacts=truth.artefacts
     ).astype(int)
-    assert np.abs(stored - painted).mean() < 6, "JPEG and no more"
+    most = 1.25 * jpeg_error(painted, truth.site.quality)
+    assert np.abs(stored - painted).mean() < most, "JPEG and no more"
     assert set(outlines["class"]) == set(truth.architecture.regions["class"])
     objects = read_table(row["objects_path"])
     assert len(objects) == row["n_objects"]
@@ -498,6 +501,56 @@ def test_fields_show_numbered_nuclei_that_are_dark():
             contrast.append(image[numbers == 0].mean() - image[numbers > 0].mean())
     assert np.mean(contrast) > 15
     assert np.mean(np.array(contrast) > 0) > 0.85
+
+
+def test_varied_fields_keep_their_truth_in_register_and_leave_out_what_has_no_nucleus():
+    fields = synthetic.nuclei_fields(
+        12, size_px=160, mpp=(0.25, 0.4), seed=4, per_architecture=3, variety=1.0, progress=False
+    )
+    plain = synthetic.nuclei_fields(
+        12, size_px=160, mpp=(0.25, 0.4), seed=4, per_architecture=3, progress=False
+    )
+    assert (fields.images != plain.images).any()
+    step = []
+    for image, numbers in zip(fields.images.astype(float).mean(3), fields.instances, strict=True):
+        if 0.02 < (numbers > 0).mean() < 0.9:
+            aligned = image[numbers == 0].mean() - image[numbers > 0].mean()
+            shifted = np.roll(numbers, 25, (0, 1))
+            step.append((aligned, image[shifted == 0].mean() - image[shifted > 0].mean()))
+    aligned, shifted = np.mean(step, 0)
+    assert aligned > 15
+    assert shifted < aligned / 2
+    # A vessel full of blood: red cells are no nuclei.
+    architecture = synthetic.breast(3, size_um=(1200.0, 1000.0))
+    cells = synthetic.nuclei(architecture)
+    red = cells[cells["class"] == "red cell"].iloc[0]
+    ids = fields_module._nuclei_at(
+        architecture, (int(red.x_um / 0.25) - 40, int(red.y_um / 0.25) - 40), (80, 80), 0.25
+    )
+    classes = cells.set_index("object_id")["class"]
+    assert not set(classes[[i for i in np.unique(ids) if i]]) & {"red cell", "pigment"}
+
+
+def test_outlines_of_nuclei_are_those_of_the_instance_map_and_of_the_object_table(tmp_path):
+    site = synthetic.SITES["north"].at(0.5)
+    truth = synthetic.Truth(synthetic.breast(3, size_um=(1200.0, 1000.0)), site, None, ())
+    box = Box(450, 400, 300, 280)  # more than one tile each way
+    frame = synthetic.nucleus_outlines(truth, box, mpp=0.25)
+    table = synthetic.nuclei(truth.architecture, box)
+    table = table[~table["class"].isin(["red cell", "pigment"])]
+    ids = synthetic.instances(truth.architecture, (430, 380), (1360, 1280), mpp=0.25)
+    seen = table[table["object_id"].isin(np.unique(ids))]
+    assert list(frame["name"].astype(int).sort_values()) == sorted(seen["object_id"])
+    assert (
+        frame.set_index("name")["class"].loc[seen["object_id"].astype(str)].to_numpy() == seen["class"]
+    ).all()
+    of_map = pd.Series(np.bincount(np.unique(ids, return_inverse=True)[1].ravel()), np.unique(ids)) * 0.25**2
+    areas = frame.set_index(frame["name"].astype(int)).area * site.mpp**2
+    # The ring runs through the middle of half pixels, so that an outline lacks a quarter of a pixel all round.
+    ratio = areas / of_map[areas.index]
+    assert 0.85 < ratio.median() <= 1.0
+    back = read_annotations(write_annotations(frame, tmp_path / "nuclei.geojson"))
+    assert back.geometry.geom_equals_exact(frame.geometry, 0.01).all()
 
 
 def test_a_mosaic_is_the_same_read_whole_or_in_parts_and_is_written_as_one_slide(tmp_path):

@@ -24,6 +24,7 @@ from pathkit.synthetic.lymph import lymph_node
 from pathkit.synthetic.markers import MARKERS
 from pathkit.synthetic.mosaic import Mosaic, write_big_slide
 from pathkit.synthetic.objects import nuclei, nucleus_array
+from pathkit.synthetic.outlines import nucleus_outlines
 from pathkit.synthetic.paint import concentrations, instances
 from pathkit.synthetic.prostate import isup_grade, prostate_core
 from pathkit.synthetic.pyramid import write_pyramid
@@ -59,6 +60,7 @@ __all__ = [
     "nuclei",
     "nuclei_fields",
     "nucleus_array",
+    "nucleus_outlines",
     "prostate_cohort",
     "prostate_core",
     "random_artefacts",

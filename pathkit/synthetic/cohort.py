@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 #: Raised when the same seed gives other slides; part of the cache's key.
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 #: Kinds of metastases that a node can have.
 _KINDS = ("itc", "micro", "macro")
 #: Sites that cohorts take by default; the others of `SITES` are there to be strange.

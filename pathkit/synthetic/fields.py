@@ -64,7 +64,7 @@ def random_site(rng: np.random.Generator, mpp: float) -> Site:
     alone = rng.random() < 1 / 3
     purple = 1.0 if alone else rng.random() ** 1.5
     haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal(0, (0.09, 0.05, 0.09))
-    pink = np.array([0.10, 0.96, 0.25]) + rng.normal(0, (0.05, 0.04, 0.10))
+    pink = np.array([0.17, 0.91, 0.36]) + rng.normal(0, (0.07, 0.05, 0.10))
     eosin = (1 - 0.8 * purple) * pink + 0.8 * purple * haematoxylin
     white = np.clip(rng.uniform(190, 250) + rng.normal(0, 18 if alone else 10, 3), 150, 255)
     h, e = np.maximum(haematoxylin, 0.02), np.maximum(eosin, 0.02)
@@ -80,6 +80,7 @@ def random_site(rng: np.random.Generator, mpp: float) -> Site:
         white=(float(white[0]), float(white[1]), float(white[2])),
         mpp=mpp,
         blur_um=float(rng.uniform(0.15, 0.8)),
+        sharpen=float(rng.uniform(0, 1.5)),
         gamma=float(rng.uniform(0.85, 1.15)),
         noise=float(rng.uniform(0.5, 4.0)),
     )

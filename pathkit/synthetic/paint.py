@@ -190,7 +190,12 @@ def _paint_ground(out, labels, angle, depth, map_um, ground, frozen, seed, x_um,
                 fibre = 0.0
                 if ground[label, 2] > 0:
                     fibre = _fibre(angle, map_um, x, y, ground[label, 4], ground[label, 5], seed)
+                    if ground[label, 2] > 0.4:  # fibrils within fibres
+                        fibre += 0.32 * _fibre(
+                            angle, map_um, x, y, 0.5 * ground[label, 4], 0.3 * ground[label, 5], seed + 70
+                        )
                 eosin *= max(0.05, 1 + ground[label, 2] * fibre + ground[label, 3] * grain)
+                eosin *= 1 + 0.3 * smooth_noise(x / 0.9, y / 0.9, seed + 63)
                 # Whole neighbourhoods are denser or looser.
                 eosin *= 1 + 0.16 * smooth_noise(x / 70.0, y / 70.0, seed + 26)
                 if ground[label, 2] > 0.4 and fibre < -0.62:
@@ -395,7 +400,7 @@ def _paint_cells(out, cells, looks, mode, dab, seed, x_um, y_um, mpp):
                     cytoplasm = look[7] * min(1.0, (edge - around) * 0.7)
                     if shape in (ELLIPSE, SMOOTH, FRAGMENTS):
                         out[r, c, 1] = max(
-                            out[r, c, 1], cytoplasm * (0.9 + 0.2 * smooth_noise(dx / 1.6, dy / 1.6, own))
+                            out[r, c, 1], cytoplasm * (0.9 + 0.3 * smooth_noise(dx / 1.1, dy / 1.1, own))
                         )
                     else:  # dividing cells are pale around their chromosomes
                         out[r, c, 1] += min(1.0, edge - around) * (cytoplasm - out[r, c, 1])
@@ -413,9 +418,9 @@ def _paint_cells(out, cells, looks, mode, dab, seed, x_um, y_um, mpp):
                     chromatin = strength * (0.72 + 0.5 * mottle)
                 elif open_chromatin:  # vesicular: pale within, dark rim
                     rim = np.exp(-(((distance - 0.88) / 0.14) ** 2))
-                    chromatin = strength * (0.70 + 0.34 * mottle + 0.50 * rim)
+                    chromatin = strength * (0.70 + 0.36 * mottle + 0.50 * rim)
                 else:
-                    chromatin = strength * (0.88 + 0.20 * mottle)
+                    chromatin = strength * (0.86 + 0.24 * mottle)
                 if nucleolus and (u - 0.2) ** 2 + (v + 0.15) ** 2 < 0.045:
                     chromatin = max(chromatin, 1.0)
                 dark = cover * max(0.05, chromatin) * (1 - 0.25 * defocus / 1.6) * counterstain

@@ -44,6 +44,8 @@ class Site:
         Of the scans.
     blur_um : float
         Sigma of the point spread.
+    sharpen : float
+        How far the scanner's software enhances edges; 0: not at all.
     gamma, noise : float
         Of the camera; noise in grey levels.
     quality : int
@@ -52,7 +54,7 @@ class Site:
     Raises
     ------
     ValueError
-        If `mpp`, the thickness, the blur or a stain is not positive.
+        If `mpp`, the thickness, the blur or a stain is not positive, or `sharpen` negative.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Site:
     white: tuple[float, float, float] = (243.0, 242.0, 244.0)
     mpp: float = 1.0
     blur_um: float = 0.45
+    sharpen: float = 0.7
     gamma: float = 1.0
     noise: float = 1.6
     quality: int = 85
@@ -72,6 +75,8 @@ class Site:
         for name in ("mpp", "blur_um", "thickness_um", "gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"Site {self.name}: {name} must be positive, got {getattr(self, name)}.")
+        if not self.sharpen >= 0:
+            raise ValueError(f"Site {self.name}: sharpen must not be negative, got {self.sharpen}.")
         for name in ("haematoxylin", "eosin", "dab", "white"):
             if not np.linalg.norm(getattr(self, name)) > 0:
                 raise ValueError(f"Site {self.name}: {name} must not be zero.")
@@ -92,15 +97,16 @@ class Site:
 SITES = {
     site.name: site
     for site in (
-        Site(name="north", haematoxylin=(0.63, 0.71, 0.32), eosin=(0.10, 0.96, 0.26)),
+        Site(name="north", haematoxylin=(0.63, 0.70, 0.33), eosin=(0.18, 0.89, 0.41)),
         Site(
             name="east",
-            haematoxylin=(0.58, 0.74, 0.35),
-            eosin=(0.16, 0.90, 0.40),
+            haematoxylin=(0.60, 0.72, 0.34),
+            eosin=(0.22, 0.86, 0.45),
             strength=(0.85, 1.25, 0.9),
             white=(246, 243, 240),
             mpp=0.96,
             blur_um=0.55,
+            sharpen=0.4,
             gamma=0.95,
             noise=2.0,
             quality=80,
@@ -108,25 +114,27 @@ SITES = {
         Site(
             name="south",
             haematoxylin=(0.68, 0.67, 0.29),
-            eosin=(0.06, 0.98, 0.19),
+            eosin=(0.12, 0.93, 0.34),
             strength=(1.15, 0.80, 1.1),
             white=(238, 240, 244),
             mpp=1.04,
             blur_um=0.40,
+            sharpen=1.0,
             gamma=1.06,
             noise=1.4,
             quality=88,
         ),
         Site(
             name="west",
-            haematoxylin=(0.55, 0.76, 0.34),
-            eosin=(0.21, 0.88, 0.42),
+            haematoxylin=(0.55, 0.77, 0.31),
+            eosin=(0.25, 0.86, 0.44),
             dab=(0.30, 0.58, 0.75),
             strength=(1.0, 1.1, 1.2),
             thickness_um=3.2,
             white=(249, 247, 245),
             mpp=0.98,
             blur_um=0.36,
+            sharpen=0.8,
             gamma=0.92,
             noise=1.2,
             quality=90,
@@ -134,13 +142,14 @@ SITES = {
         Site(
             name="island",
             haematoxylin=(0.72, 0.63, 0.28),
-            eosin=(0.12, 0.97, 0.12),
+            eosin=(0.14, 0.95, 0.27),
             dab=(0.25, 0.55, 0.80),
             strength=(0.75, 1.0, 0.8),
             thickness_um=5.0,
             white=(235, 234, 230),
             mpp=1.02,
             blur_um=0.62,
+            sharpen=0.0,
             gamma=1.08,
             noise=2.6,
             quality=72,
@@ -200,13 +209,20 @@ def scan(
     on_section(stain, near, (x, y), site.mpp)
     light = _transmitted(stain, slide_stains(site, architecture.seed if stain_seed is None else stain_seed))
     on_light(light, near, (x, y), site.mpp)
-    sigma = max((site.blur_um + (0.5 if architecture.frozen else 0.0)) / site.mpp, 0.1)
-    kernel = cv2.getGaussianKernel(2 * _MARGIN_PX + 1, sigma, cv2.CV_32F)
-    blurred = cv2.sepFilter2D(light, -1, kernel, kernel)[margin:-margin, margin:-margin]
+    sigma = max((site.blur_um + (0.2 if architecture.frozen else 0.0)) / site.mpp, 0.1)
+    seen = _blurred(light, sigma)
+    if site.sharpen:  # what is lost by one more pixel of blur is given back
+        seen = np.maximum((1 + site.sharpen) * seen - site.sharpen * _blurred(light, np.hypot(sigma, 1.0)), 0)
+    blurred = seen[margin:-margin, margin:-margin]
     white = np.array(site.white, np.float32)
     return _exposed(
         np.ascontiguousarray(blurred), white, site.gamma, site.noise, architecture.seed, *location_px
     )
+
+
+def _blurred(light: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    kernel = cv2.getGaussianKernel(2 * _MARGIN_PX + 1, sigma, cv2.CV_32F)
+    return np.asarray(cv2.sepFilter2D(light, -1, kernel, kernel))
 
 
 def _touches(artefact: Artefact, location_px: tuple[int, int], size: tuple[int, int], mpp: float) -> bool:
