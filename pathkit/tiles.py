@@ -16,8 +16,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,8 +49,20 @@ class TileError(ValueError):
     """A tile that cannot be read or decoded."""
 
 
+class _Entry:
+    __slots__ = ("making", "tile", "users")
+
+    def __init__(self) -> None:
+        self.making = threading.Lock()
+        self.tile: RGB | None = None
+        self.users = 0
+
+
 class TileCache:
     """Least recently used tiles, up to a number of bytes; a tile that two threads want at once is made once.
+
+    The memory of a dropped tile is filled again, which spares the page faults of a fresh array; so a tile may be looked at
+    only within `use`.
 
     Parameters
     ----------
@@ -64,43 +76,67 @@ class TileCache:
     def forget(self) -> None:
         """Drop everything, locks included: for a forked child, whose parent's threads are gone."""
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Hashable, Future[RGB]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._spare: list[RGB] = []
         self.bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], RGB]) -> RGB:
-        """The tile of this key, made where it is not there; read-only."""
+    def use(self, key: Hashable, make: Callable[[RGB | None], RGB], look: Callable[[RGB], Any]) -> None:
+        """Call ``look(tile)`` with the tile of this key.
+
+        Parameters
+        ----------
+        key : hashable
+        make : callable
+            ``make(spare)`` gives the tile where it is not kept, in the array `spare` if that is one and has its shape.
+        look : callable
+            Must neither change the tile nor keep it.
+        """
+        spare = None
         with self._lock:
-            found = self._kept.get(key)
-            if found is None:
-                mine = self._kept[key] = Future()
+            entry = self._kept.get(key)
+            fresh = entry is None
+            if entry is None:
+                entry = self._kept[key] = _Entry()
+                entry.making.acquire()
+                spare = self._spare.pop() if self._spare else None
             else:
                 self._kept.move_to_end(key)
-        if found is not None:
-            return found.result()
+            entry.users += 1
         try:
-            tile = make()
-        except BaseException as error:
+            if fresh:
+                try:
+                    entry.tile = make(spare)
+                finally:
+                    entry.making.release()
+            elif entry.tile is None:
+                with entry.making:
+                    pass
+            look(make(None) if entry.tile is None else entry.tile)
+        finally:
             with self._lock:
-                self._kept.pop(key, None)
-            mine.set_exception(error)
-            raise
-        tile.flags.writeable = False
-        mine.set_result(tile)
-        with self._lock:
-            if self._kept.get(key) is mine:
-                self.bytes += tile.nbytes
-            while self.bytes > self.max_bytes and len(self._kept) > 1:
-                oldest = next(iter(self._kept))
-                if not self._kept[oldest].done():
-                    break
-                self.bytes -= self._kept.pop(oldest).result().nbytes
-        return tile
+                entry.users -= 1
+                if fresh and self._kept.get(key) is entry:
+                    if entry.tile is None:
+                        del self._kept[key]
+                    else:
+                        self.bytes += entry.tile.nbytes
+                        self._make_room()
 
     def drop(self, source: int) -> None:
-        """Forget the finished tiles whose key starts with `source`."""
+        """Forget the tiles whose key starts with `source` and that nobody is looking at."""
         with self._lock:
-            for key in [k for k, f in self._kept.items() if cast(Any, k)[0] == source and f.done()]:
-                self.bytes -= self._kept.pop(key).result().nbytes
+            for key in [k for k, e in self._kept.items() if cast(Any, k)[0] == source and not e.users]:
+                self.bytes -= cast(RGB, self._kept.pop(key).tile).nbytes
+
+    def _make_room(self) -> None:
+        while self.bytes > self.max_bytes:
+            oldest = next((k for k, e in self._kept.items() if not e.users), None)
+            if oldest is None:
+                return
+            tile = cast(RGB, self._kept.pop(oldest).tile)
+            self.bytes -= tile.nbytes
+            if len(self._spare) < 4:
+                self._spare.append(tile)
 
 
 #: Shared by all slides of this process.
@@ -206,42 +242,53 @@ class JpegTiles:
             y0, y1 = max(y, r * high), min(y + rows, (r + 1) * high)
             for c in range(x // wide, (x + cols - 1) // wide + 1):
                 x0, x1 = max(x, c * wide), min(x + cols, (c + 1) * wide)
-                tile = self.tile(level, r * stored.across + c, factor, missing)
-                out[y0 - y : y1 - y, x0 - x : x1 - x] = tile[
-                    y0 - r * high : y1 - r * high, x0 - c * wide : x1 - c * wide
-                ]
+                inside = np.s_[y0 - r * high : y1 - r * high, x0 - c * wide : x1 - c * wide]
+                target = out[y0 - y : y1 - y, x0 - x : x1 - x]
+                index = r * stored.across + c
+                CACHE.use(
+                    (self._number, level, factor, index),
+                    partial(self._make, level, index, factor, missing),
+                    partial(_copy_part, inside, target),
+                )
 
-    def tile(
-        self, level: int, index: int, factor: int, missing: Callable[[int, int, int, int, int], RGB]
+    def _make(
+        self,
+        level: int,
+        index: int,
+        factor: int,
+        missing: Callable[[int, int, int, int, int], RGB],
+        spare: RGB | None,
     ) -> RGB:
-        """One tile, (H, W, 3) uint8, from the cache or decoded; arguments as `read`."""
+        stored = self.levels[level]
+        if stored.counts[index]:
+            return self.decode(level, index, factor, spare)
+        pixels = missing(level, *stored.place(index), *stored.tile)
+        return pixels if factor == 1 else _area(pixels, factor)
 
-        def make() -> RGB:
-            stored = self.levels[level]
-            if stored.counts[index] == 0:
-                pixels = missing(level, *stored.place(index), *stored.tile)
-                return pixels if factor == 1 else _area(pixels, factor)
-            return self.decode(level, index, factor)
+    def decode(self, level: int, index: int, factor: int = 1, spare: RGB | None = None) -> RGB:
+        """Decode one stored tile, (H, W, 3) uint8; into `spare` if that is of its shape.
 
-        return CACHE.get((self._number, level, factor, index), make)
-
-    def decode(self, level: int, index: int, factor: int = 1) -> RGB:
-        """Decode one stored tile."""
+        Raises
+        ------
+        TileError
+            If its bytes are no tile.
+        """
         import imagecodecs
 
         stored = self.levels[level]
         data = self._bytes(int(stored.offsets[index]), int(stored.counts[index]))
+        shape = (stored.tile[1] // factor, stored.tile[0] // factor, 3)
+        out = spare if spare is not None and spare.shape == shape else None
         pixels: Any
         try:
             if factor == 1:
                 pixels = imagecodecs.jpeg8_decode(
-                    data, tables=stored.tables, colorspace=stored.colour, outcolorspace="RGB"
+                    data, tables=stored.tables, colorspace=stored.colour, outcolorspace="RGB", out=out
                 )
             else:
                 pixels = cv2.imdecode(np.frombuffer(_whole_jpeg(data, stored), np.uint8), _REDUCED[factor])
         except Exception as error:  # each decoder has kinds of its own; all mean that these bytes are no tile
             raise TileError(f"tile {index} cannot be decoded ({error})") from error
-        shape = (stored.tile[1] // factor, stored.tile[0] // factor, 3)
         if pixels is None or pixels.shape != shape:
             raise TileError(
                 f"tile {index} decodes to {None if pixels is None else pixels.shape}, expected {shape}"
@@ -292,6 +339,10 @@ class JpegTiles:
         if len(data) < count:
             raise TileError(f"the file ends within a tile, {count - len(data)} bytes short")
         return data
+
+
+def _copy_part(inside: tuple[slice, slice], target: RGB, tile: RGB) -> None:
+    target[:] = tile[inside]
 
 
 def _area(pixels: RGB, factor: int) -> RGB:

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 
 import cv2
 import numpy as np
@@ -283,47 +284,71 @@ def test_many_threads_read_one_handle(jpeg_path):
     np.testing.assert_array_equal(alone, together)
 
 
+def cached(cache, key, make):
+    """A copy of what the cache shows."""
+    seen = []
+    cache.use(key, make, lambda tile: seen.append(tile.copy()))
+    return seen[0]
+
+
 def test_the_cache_is_bounded_and_makes_a_tile_once():
     cache = TileCache(10 * 300)
     made = []
 
     def tile(key):
-        def make():
+        def make(spare):
             made.append(key)
-            return np.full((10, 10, 3), key[1], np.uint8)
+            out = np.empty((10, 10, 3), np.uint8) if spare is None else spare
+            out[:] = key[1]
+            return out
 
-        return cache.get(key, make)
+        return cached(cache, key, make)
 
     for n in range(50):
-        assert tile((0, n))[0, 0, 0] == n
+        assert (tile((0, n)) == n).all()
         assert cache.bytes <= cache.max_bytes
-    tile((0, 49))
-    assert made.count((0, 49)) == 1
-    tile((0, 0))
+    assert (tile((0, 45)) == 45).all()
+    assert made.count((0, 45)) == 1
+    assert (tile((0, 0)) == 0).all()
     assert made.count((0, 0)) == 2
     cache.drop(0)
     assert cache.bytes == 0
-    barrier, together = threading.Barrier(4), []
+    barrier = threading.Barrier(4)
 
     def at_once(_):
         barrier.wait()
-        together.append(tile((1, 7)))
+        return tile((1, 7))
 
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(at_once, range(4)))
+        assert all((t == 7).all() for t in pool.map(at_once, range(4)))
     assert made.count((1, 7)) == 1
-    assert all(t is together[0] for t in together)
+
+
+def test_a_tile_that_is_looked_at_is_not_overwritten():
+    cache = TileCache(2 * 300)
+
+    def make(value, spare):
+        out = np.empty((10, 10, 3), np.uint8) if spare is None else spare
+        out[:] = value
+        return out
+
+    def look(tile):
+        for n in range(20):
+            cached(cache, ("other", n), partial(make, n + 100))
+        assert (tile == 7).all()
+
+    cache.use(("one", 0), partial(make, 7), look)
 
 
 def test_a_tile_that_fails_is_tried_again():
     cache = TileCache(1000)
 
-    def fail():
+    def fail(spare):
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        cache.get("a", fail)
-    assert cache.get("a", lambda: np.zeros((1, 1, 3), np.uint8)).shape == (1, 1, 3)
+        cached(cache, "a", fail)
+    assert cached(cache, "a", lambda spare: np.zeros((1, 1, 3), np.uint8)).shape == (1, 1, 3)
 
 
 # Real slides -----------------------------------------------------------------------------------------------------
