@@ -9,6 +9,9 @@ Decisions
   once. The pixels averaged come from the coarsest level that is no coarser than what was asked for.
 * mpp comes from the caller, else from the vendor's metadata, else from TIFF resolution tags, and `Slide.mpp_source`
   says which. It is never guessed from a magnification: objectives of one name differ by 15% between scanners.
+* Levels stored as JPEG tiles are decoded by `tiles`, without OpenSlide, once a few tiles have been found equal; the pixels
+  are the same within a decoder's rounding. Means over 2, 4 or 8 pixels are then taken by the JPEG decoder where its answer
+  is close enough. ``open_slide(path, direct=False)`` reads everything by OpenSlide.
 * A `Slide` holds no open handle when it is pickled or forked; each process opens its own at the first read. Within a
   process one handle serves all threads, since OpenSlide locks what it must.
 """
@@ -30,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathkit.geometry import Box, Frames
+from pathkit.tiles import DECODER_TOLERANCE, JpegTiles, TileError
 
 __all__ = ["Level", "MissingMppError", "Slide", "SlideError", "open_slide"]
 
@@ -83,7 +87,9 @@ class PatchRows(Protocol):
     def __len__(self) -> int: ...
 
 
-def open_slide(source: str | os.PathLike[str] | NDArray[np.uint8], *, mpp: float | None = None) -> Slide:
+def open_slide(
+    source: str | os.PathLike[str] | NDArray[np.uint8], *, mpp: float | None = None, direct: bool = True
+) -> Slide:
     """Open a whole-slide image, a plain image, or an array.
 
     Parameters
@@ -93,6 +99,8 @@ def open_slide(source: str | os.PathLike[str] | NDArray[np.uint8], *, mpp: float
         image, or pixels in memory.
     mpp : float, optional
         Microns per level-0 pixel. Overrides what the file says; needed where it says nothing.
+    direct : bool
+        Decode JPEG tiles directly where that gives the pixels that OpenSlide gives, several times as fast.
 
     Returns
     -------
@@ -116,7 +124,7 @@ def open_slide(source: str | os.PathLike[str] | NDArray[np.uint8], *, mpp: float
         raise SlideError(f"open_slide: mpp must be a positive number of microns per pixel, got {mpp}.")
     if isinstance(source, np.ndarray):
         return Slide(_checked_pixels(source, "array"), mpp)
-    return Slide(Path(source), mpp)
+    return Slide(Path(source), mpp, direct=direct)
 
 
 class Slide:
@@ -131,11 +139,12 @@ class Slide:
     path : Path or None
     """
 
-    def __init__(self, source: Path | RGB, mpp: float | None):
+    def __init__(self, source: Path | RGB, mpp: float | None, *, direct: bool = True):
         self.path = source if isinstance(source, Path) else None
         self.name = source.stem if isinstance(source, Path) else "array"
         self._pixels = None if isinstance(source, Path) else source
         self._user_mpp = None if mpp is None else float(mpp)
+        self._direct = direct
         self._lock = threading.Lock()
         self._reader: _Reader | None = None
         self._pid = -1
@@ -163,7 +172,9 @@ class Slide:
         with self._lock:
             if self._reader is None or self._pid != os.getpid():
                 self._reader = (
-                    _array_reader(self._pixels) if self._pixels is not None else _file_reader(self.path)
+                    _array_reader(self._pixels)
+                    if self._pixels is not None
+                    else _file_reader(self.path, self._direct)
                 )
                 self._pid = os.getpid()
             return self._reader
@@ -273,14 +284,8 @@ class Slide:
         else:
             index, step = self._level_for(mpp)
         x_lv, y_lv = (float(v) / self.levels[index].downsample for v in location)
-        reader = self._open()
         out = np.empty((height, width, 3), np.uint8)
-        rows_per_band = max(1, int(BAND_PIXELS / (max(1.0, width * step) * step)))
-        for top in range(0, height, rows_per_band):
-            rows = min(rows_per_band, height - top)
-            out[top : top + rows] = _read_area_mean(
-                reader, index, x_lv, y_lv + top * step, step, width=width, height=rows
-            )
+        _fill(self._open(), index, x_lv, y_lv, step, out)
         return out
 
     def read_patches(self, patches: PatchRows, *, out: RGB | None = None, threads: int | None = None) -> RGB:
@@ -293,7 +298,7 @@ class Slide:
         out : (N, size_px, size_px, 3) uint8 array, optional
             Filled in place and returned, so that one buffer serves all batches.
         threads : int, optional
-            Readers at once; the number of cores (4 at most) by default. OpenSlide decodes outside Python's lock.
+            Readers at once; the number of cores (4 at most) by default. Decoders work outside Python's lock.
 
         Returns
         -------
@@ -308,18 +313,22 @@ class Slide:
         elif out.shape != shape or out.dtype != np.uint8:
             raise ValueError(f"read_patches: out must be {shape} uint8, got {out.shape} {out.dtype}.")
         batch = out
+        index, step = self._level_for(mpp)
+        reader, downsample = self._open(), self.levels[index].downsample
+        x_lv, y_lv = x_l0.astype(float) / downsample, y_l0.astype(float) / downsample
+        # Row of tiles after row of tiles, so that neighbours find their tiles in the cache.
+        order = np.lexsort((x_lv, y_lv // reader.row_px(index)))
 
-        def read(row: int) -> None:
-            batch[row] = self.read_region((x_l0[row], y_l0[row]), (size_px, size_px), mpp=mpp)
+        def read(rows: NDArray[np.intp]) -> None:
+            for row in rows:
+                _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
 
-        order = np.lexsort((x_l0, y_l0))  # row by row, so that neighbours find their tiles in the cache
-        threads = threads or min(4, os.cpu_count() or 1)
-        if threads == 1 or len(order) < 2:
-            for row in order:
-                read(row)
+        threads = min(threads or min(4, os.cpu_count() or 1), len(order))
+        if threads < 2:
+            read(order)
         else:
             with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(read, order))
+                list(pool.map(read, np.array_split(order, max(threads, len(order) // 8))))
         return batch
 
     def thumbnail(self, max_size_px: int = 1024) -> RGB:
@@ -353,43 +362,69 @@ class Slide:
 # Area average ----------------------------------------------------------------------------------------------------
 
 
-def _read_area_mean(
-    reader: _Reader, level: int, x_lv: float, y_lv: float, step: float, *, width: int, height: int
-) -> RGB:
-    """Mean of each `step` x `step` square of a level, from (x_lv, y_lv) on; see the module's docstring."""
+def _fill(reader: _Reader, level: int, x_lv: float, y_lv: float, step: float, out: RGB) -> None:
+    """Fill `out` with means of squares, in bands of rows that bound the source pixels held at once."""
     x_lv, y_lv, step = (_snapped(v) for v in (x_lv, y_lv, step))
+    if step == 1 and x_lv == int(x_lv) and y_lv == int(y_lv):
+        reader.read(level, int(x_lv), int(y_lv), out)
+        return
+    height, width = out.shape[:2]
+    rows_per_band = max(1, int(BAND_PIXELS / (max(1.0, width * step) * step)))
+    for top in range(0, height, rows_per_band):
+        _read_area_mean(reader, level, x_lv, y_lv + top * step, step, out[top : top + rows_per_band])
+
+
+def _read_area_mean(reader: _Reader, level: int, x_lv: float, y_lv: float, step: float, out: RGB) -> None:
+    """Mean of each `step` x `step` square of a level, from (x_lv, y_lv) on; see the module's docstring."""
+    height, width = out.shape[:2]
+    x_lv, y_lv = _snapped(x_lv), _snapped(y_lv)
     x0, y0 = floor(x_lv), floor(y_lv)
     x1, y1 = ceil(_snapped(x_lv + width * step)), ceil(_snapped(y_lv + height * step))
-    pixels = reader.read(level, x0, y0, x1 - x0, y1 - y0)
     whole = x_lv == x0 and y_lv == y0 and step == int(step)
     if whole:
-        return pixels if step == 1 else _shrunk(pixels, (width, height))
-    rows = _averaging_matrix(y_lv - y0, step, height, y1 - y0)
-    cols = _averaging_matrix(x_lv - x0, step, width, x1 - x0)
-    tall = (rows @ pixels.reshape(y1 - y0, -1).astype(np.float32)).reshape(height, x1 - x0, 3)
-    mean = (cols @ tall.transpose(1, 0, 2).reshape(x1 - x0, -1)).reshape(width, height, 3)
-    # Halves occur often (two pixels averaged). The nudge rounds them up whatever the last bits of the sum, so that
-    # the same square gives the same value in every region that contains it.
-    return np.floor(mean.transpose(1, 0, 2) + 0.501).clip(0, 255).astype(np.uint8)
+        factor = next((f for f in reader.factors(level) if step % f == x0 % f == y0 % f == 0), 1)
+        if factor > 1:
+            _read_reduced(reader, level, x0, y0, int(step), factor, out)
+            return
+    pixels = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+    reader.read(level, x0, y0, pixels)
+    if whole:
+        out[:] = _shrunk(pixels, (width, height))
+    else:
+        from pathkit.resample import area_mean
+
+        area_mean(pixels, x_lv - x0, y_lv - y0, step, out)
+
+
+def _read_reduced(reader: _Reader, level: int, x: int, y: int, step: int, factor: int, out: RGB) -> None:
+    """Means of whole squares, of which the decoder takes those of `factor` x `factor` pixels.
+
+    Squares that the level's right or lower edge cuts are not the decoder's; they are averaged with the white beyond.
+    """
+    height, width = out.shape[:2]
+    rest = step // factor
+    pixels = out if rest == 1 else np.empty((height * rest, width * rest, 3), np.uint8)
+    reader.read(level, x // factor, y // factor, pixels, factor)
+    if rest > 1:
+        out[:] = _shrunk(pixels, (width, height))
+    (last_x, cut_x), (last_y, cut_y) = (divmod(n, factor) for n in reader.level_dimensions[level])
+    for axis, last, cut, start, n_out in (
+        (1, last_x, cut_x, x // factor, width),
+        (0, last_y, cut_y, y // factor, height),
+    ):
+        at = (last - start) // rest
+        if not cut or not 0 <= at < n_out:
+            continue
+        strip = out[:, at : at + 1] if axis == 1 else out[at : at + 1]
+        corner = (x + at * step, y) if axis == 1 else (x, y + at * step)
+        source = np.empty((strip.shape[0] * step, strip.shape[1] * step, 3), np.uint8)
+        reader.read(level, *corner, source)
+        strip[:] = _shrunk(source, (strip.shape[1], strip.shape[0]))
 
 
 def _shrunk(pixels: RGB, size: tuple[int, int]) -> RGB:
     """Area average to (width, height), by whole factors or to the nearest size."""
     return cast(RGB, cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
-
-
-def _averaging_matrix(start: float, step: float, n_out: int, n_in: int) -> Any:
-    """(n_out, n_in) sparse matrix whose row i averages the interval from ``start + i * step``, `step` long."""
-    from scipy.sparse import csr_array
-
-    edges = start + step * np.arange(n_out + 1)
-    first, last = np.floor(edges[:-1]).astype(int), np.ceil(edges[1:]).astype(int)
-    columns = first[:, None] + np.arange(int((last - first).max()))
-    overlap = np.minimum(columns + 1, edges[1:, None]) - np.maximum(columns, edges[:-1, None])
-    weights = np.where(columns < n_in, np.maximum(overlap, 0), 0).astype(np.float32)
-    weights /= weights.sum(1, keepdims=True)
-    row = np.repeat(np.arange(n_out), columns.shape[1])
-    return csr_array((weights.ravel(), (row, columns.clip(max=n_in - 1).ravel())), shape=(n_out, n_in))
 
 
 def _snapped(value: float) -> float:
@@ -421,7 +456,16 @@ class _Reader(ABC):
     magnification: float | None = None
 
     @abstractmethod
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB: ...
+    def read(self, level: int, x: int, y: int, out: RGB, factor: int = 1) -> None:
+        """Fill `out` with the pixels from (x, y) on, of the level reduced by `factor` (one of `factors`)."""
+
+    def factors(self, level: int) -> tuple[int, ...]:
+        """Whole factors, largest first, by which this level can be read reduced."""
+        return ()
+
+    def row_px(self, level: int) -> int:
+        """Height of what is decoded together."""
+        return 1
 
     @abstractmethod
     def stored_mpp(self) -> tuple[float | None, float | None, str]:
@@ -435,7 +479,7 @@ class _Reader(ABC):
 
 
 class _OpenSlideReader(_Reader):
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, direct: bool):
         import openslide
 
         self._name = path.name
@@ -448,6 +492,10 @@ class _OpenSlideReader(_Reader):
         self.bounds = self._stored_bounds()
         power = self.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.magnification = float(power) if power else None
+        self._tiles = JpegTiles(path, self.level_dimensions if direct else ())
+        self._direct: dict[int, bool] = {}
+        self._factors: dict[int, tuple[int, ...]] = {}
+        self._lock = threading.Lock()
 
     def _stored_bounds(self) -> Box:
         keys = [f"openslide.bounds-{k}" for k in ("x", "y", "width", "height")]
@@ -461,7 +509,67 @@ class _OpenSlideReader(_Reader):
             return None, None, "none"
         return float(x), float(y), "openslide.mpp-x"
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+    def read(self, level: int, x: int, y: int, out: RGB, factor: int = 1) -> None:
+        height, width = out.shape[:2]
+        if not self._is_direct(level):
+            out[:] = self._read_openslide(level, x, y, width, height)
+            return
+        level_width, level_height = (ceil(n / factor) for n in self.level_dimensions[level])
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, level_width), min(y + height, level_height)
+        if (x0, y0, x1, y1) != (x, y, x + width, y + height):
+            out[:] = self._background
+        if x0 >= x1 or y0 >= y1:
+            return
+        try:
+            self._tiles.read(
+                level,
+                x0,
+                y0,
+                out[y0 - y : y1 - y, x0 - x : x1 - x],
+                factor=factor,
+                missing=self._read_openslide,
+            )
+        except TileError as error:
+            raise self._damaged(
+                level, x * factor, y * factor, width * factor, height * factor, error
+            ) from error
+
+    def factors(self, level: int) -> tuple[int, ...]:
+        return self._factors[level] if self._is_direct(level) else ()
+
+    def row_px(self, level: int) -> int:
+        return self._tiles.levels[level].tile[1] if level in self._tiles.levels else 256
+
+    def _is_direct(self, level: int) -> bool:
+        """Whether this level's tiles are decoded here; found at its first read."""
+        if level not in self._factors:
+            with self._lock:
+                if level not in self._factors:
+                    same = level in self._tiles.levels and self._equals_openslide(level)
+                    self._factors[level] = self._tiles.good_factors(level) if same else ()
+                    self._direct[level] = same
+        return self._direct[level]
+
+    def _equals_openslide(self, level: int) -> bool:
+        """Whether the telling tiles of a level are what OpenSlide reads there."""
+        stored, downsample = self._tiles.levels[level], self._downsamples[level]
+        compared = 0
+        for index, tile in self._tiles.telling(level).items():
+            x, y = stored.place(index)
+            width, height = (min(t, n - p) for t, n, p in zip(stored.tile, stored.size, (x, y), strict=True))
+            try:
+                theirs = self._read_openslide(level, x, y, width, height)
+            except SlideError:
+                return False
+            difference = np.abs(tile[:height, :width].astype(np.int16) - theirs)
+            # Between level-0 pixels OpenSlide interpolates, so that its tile is a little smoother than what is stored.
+            shifted = any(abs(round(v * downsample) / downsample - v) > 1e-3 for v in (x, y))
+            if difference.mean() > 3 if shifted else difference.max() > DECODER_TOLERANCE:
+                return False
+            compared += 1
+        return compared > 0
+
+    def _read_openslide(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         import openslide
 
         # OpenSlide divides by its own downsample, so multiply by that one and not by ours.
@@ -469,20 +577,24 @@ class _OpenSlideReader(_Reader):
         try:
             rgba = np.asarray(self._handle.read_region(location, level, (width, height)))
         except openslide.OpenSlideError as error:
-            raise SlideError(
-                f"{self._name}: damaged at level {level}, x {x}, y {y} ({width} x {height} px): {error}. The file may be"
-                " truncated: compare its size with the original and copy it again."
-            ) from error
+            raise self._damaged(level, x, y, width, height, error) from error
         rgb = rgba[..., :3]
         alpha = rgba[..., 3:].astype(np.uint16)
         if (alpha < 255).any():
             rgb = ((rgb * alpha + self._background * (255 - alpha) + 127) // 255).astype(np.uint8)
         return np.ascontiguousarray(rgb)
 
+    def _damaged(self, level: int, x: int, y: int, width: int, height: int, error: Exception) -> SlideError:
+        return SlideError(
+            f"{self._name}: damaged at level {level}, x {x}, y {y} ({width} x {height} px): {error}. The file may be"
+            " truncated: compare its size with the original and copy it again."
+        )
+
     def associated(self) -> Mapping[str, Any]:
         return self._handle.associated_images
 
     def close(self) -> None:
+        self._tiles.close()
         self._handle.close()
 
 
@@ -502,22 +614,21 @@ class _ImageReader(_Reader):
     def stored_mpp(self) -> tuple[float | None, float | None, str]:
         return self._mpp_xy
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
+    def read(self, level: int, x: int, y: int, out: RGB, factor: int = 1) -> None:
+        height, width = out.shape[:2]
         rows, cols = self._pixels.shape[:2]
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + width, cols), min(y + height, rows)
-        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
-            return self._pixels[y0:y1, x0:x1].copy()
-        out = np.full((height, width, 3), 255, np.uint8)
+        if (x0, y0, x1, y1) != (x, y, x + width, y + height):
+            out[:] = 255
         if x0 < x1 and y0 < y1:
             out[y0 - y : y1 - y, x0 - x : x1 - x] = self._pixels[y0:y1, x0:x1]
-        return out
 
 
 def _array_reader(pixels: RGB) -> _Reader:
     return _ImageReader(pixels, {}, (None, None, "none"))
 
 
-def _file_reader(path: Path | None) -> _Reader:
+def _file_reader(path: Path | None, direct: bool) -> _Reader:
     """Open a file with OpenSlide where it knows the format, else as a plain image."""
     import openslide
 
@@ -529,7 +640,7 @@ def _file_reader(path: Path | None) -> _Reader:
         vendor = None
     if vendor is not None:
         try:
-            return _OpenSlideReader(path)
+            return _OpenSlideReader(path, direct)
         except openslide.OpenSlideError as error:
             plain = _plain_image_or_none(path)
             if plain is not None:
