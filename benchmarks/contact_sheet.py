@@ -14,9 +14,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import ndimage, stats
 from skimage import color, feature, filters, io, measure, morphology, segmentation
-from scipy import ndimage
 
 from pathkit import synthetic
 from pathkit.slide import open_slide
@@ -158,7 +157,7 @@ def compared(
                 s=9,
                 color=colour,
             )
-    for k, (label, images) in enumerate(others.items()):
+    for k, images in enumerate(others.values()):
         axes[0].plot(
             *_curve(hues(images), (0.2, 0.8)),
             color="#555555",
