@@ -178,9 +178,9 @@ def _field(
         for s, a in ((9, 0.9), (3, 0.3), (9, 0.9), (3, 0.3))
     ]
     x, y = ((grid[k] + bend[2 * k] + bend[2 * k + 1]).astype(np.float32) for k in (0, 1))
-    image = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    curved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     bent = cv2.remap(numbers.reshape(ids.shape).astype(np.float32), x, y, cv2.INTER_NEAREST)
-    lit = image * (1 + 0.12 * variety * rng.random() * _smooth(rng, wide, wide / 2))[..., None]
+    lit = curved * (1 + 0.12 * variety * rng.random() * _smooth(rng, wide, wide / 2))[..., None]
     inner = (slice(margin, -margin),) * 2
     return np.clip(lit[inner], 0, 255).astype(np.uint8), names[bent[inner].astype(int)]
 
