@@ -17,7 +17,8 @@ _NAMES = {
     "is_static": "threshold",
     "link": "link",
     **dict.fromkeys(
-        ("Attention", "Detections", "Heatmap", "Mask", "Patches", "Points", "Polygons", "SecondSlide"), "layers"
+        ("Attention", "Detections", "Heatmap", "Mask", "Patches", "Points", "Polygons", "SecondSlide"),
+        "layers",
     ),
 }
 

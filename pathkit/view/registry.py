@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["FOLDER", "Registered", "make_folder", "register", "registered", "unregister"]
+__all__ = ["FOLDER", "Registered", "available", "make_folder", "register", "registered", "unregister"]
 
 #: The environment variable through which the server tells its kernels the folder.
 FOLDER = "PATHKIT_TILE_REGISTRY"
@@ -48,6 +48,12 @@ def make_folder(parent: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def available() -> bool:
+    """Whether a server with the extension started this process (and ``PATHKIT_TILES=kernel`` does not forbid its use)."""
+    folder = os.environ.get(FOLDER)
+    return bool(folder) and os.environ.get("PATHKIT_TILES") != "kernel" and Path(str(folder)).is_dir()
+
+
 def register(path: str | os.PathLike[str]) -> str | None:
     """Register a slide file for this process.
 
@@ -56,9 +62,9 @@ def register(path: str | os.PathLike[str]) -> str | None:
     str or None
         The id under which the server serves it; None where no server with the extension started this process.
     """
-    folder = Path(os.environ.get(FOLDER, ""))
-    if not os.environ.get(FOLDER) or not folder.is_dir():
+    if not available():
         return None
+    folder = Path(os.environ[FOLDER])
     slide_id = secrets.token_urlsafe(16)
     record = {
         "path": str(Path(path).resolve()),

@@ -126,7 +126,5 @@ def _load_jupyter_server_extension(app: Any) -> None:
     # Eight digits at most: no number in a URL is worth parsing beyond that.
     tile = url_path_join(base, r"pathkit/tiles/([A-Za-z0-9_-]{1,64})/(\d{1,2})/(\d{1,8})/(\d{1,8})\.jpg")
     script = url_path_join(base, r"pathkit/bokeh/([0-9a-z.]{1,20})/([a-z.-]{1,40})")
-    app.web_app.add_handlers(
-        ".*$", [(tile, TileHandler, {"tiles": tiles}), (script, BokehHandler)]
-    )
+    app.web_app.add_handlers(".*$", [(tile, TileHandler, {"tiles": tiles}), (script, BokehHandler)])
     app.web_app.settings["pathkit_tiles"] = tiles

@@ -77,7 +77,9 @@ class Pyramid:
         )
         return self.crop((x * TILE_PX * scale, y * TILE_PX * scale), (width, height), scale)
 
-    def crop(self, location: tuple[float, float], size: tuple[int, int], downsample: float) -> NDArray[np.uint8]:
+    def crop(
+        self, location: tuple[float, float], size: tuple[int, int], downsample: float
+    ) -> NDArray[np.uint8]:
         """A region of `size` output pixels at any downsample from 1 on; as `Slide.read_region`, without mpp."""
         return self._slide.read_region(location, size, mpp=downsample)
 
