@@ -368,6 +368,7 @@ class SlideViewer:
     def widget(self) -> Any:
         """The viewer as an ipywidget; one, however often it is asked for."""
         if self._live is None:
+            load_bokeh()
             self._live = _Live(self)
         return self._live.box
 
@@ -377,7 +378,8 @@ class SlideViewer:
         if is_static():
             display(Image(self.snapshot()))
             return
-        load_bokeh()
+        if self._live is not None:
+            load_bokeh()
         display(self.widget())
 
     def close(self) -> None:
@@ -398,8 +400,11 @@ class SlideViewer:
 
 def load_bokeh() -> None:
     """Load BokehJS into the page: from Jupyter Server where the extension runs, else from the notebook itself."""
+    from IPython.core.getipython import get_ipython
     from IPython.display import Javascript, display
 
+    if get_ipython() is None:
+        return
     if registry.available():
         import bokeh
 
@@ -732,8 +737,13 @@ def _pane(plot: Any) -> Any:
         """Tells a page that is loaded again how the figure is now, not how it was when it was made."""
 
         def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
-            self._trait_values["render_bundle"] = self._model_to_traits(self._model)
+            if self._model.document is not None:
+                self._trait_values["render_bundle"] = self._model_to_traits(self._model)
             return super().get_state(key, drop_defaults)
+
+        def close(self) -> None:
+            if self.comm is not None:  # again when it is collected
+                super().close()
 
     pane = Pane(plot)
     pane.layout.width = "100%"
