@@ -1,6 +1,7 @@
 // The browser's side of pathkit.view.SlideViewer: tiles, read-outs, keyboard, links. Run once a figure, by a Bokeh CustomJS.
 // Everything is in level-0 pixels of the first slide, y downwards (the figure's y range is reversed).
 
+const rounded = (values) => Array.from(values, (v) => Math.round(v * 10) / 10);
 const clamp = (v, lo, hi) => Math.min(Math.max(v, lo), hi);
 const page = (window.pathkit ??= { groups: new Map() });
 
@@ -36,6 +37,7 @@ class Tiles {
     const [tx0, tx1] = seen(left, width, sx0, size[0]), [ty0, ty1] = seen(top, height, sy0, size[1]);
     const snap = (v) => Math.round(v * dpr) / dpr, missing = [];
     ctx.save();
+    ctx.translate(-0.5, -0.5); // Bokeh paints between the pixels, for crisp lines; that would blur a picture
     ctx.beginPath();
     ctx.rect(left + this.clip[0] * width, top, (this.clip[1] - this.clip[0]) * width, height);
     ctx.clip();
@@ -166,7 +168,7 @@ class Viewer {
     this.down.properties.data.change.connect(() => this.hear(JSON.parse(this.down.get("msg")[0])));
     figure.on_event("mousemove", (e) => this.pointed(e.x, e.y));
     figure.on_event("mouseleave", () => this.pointed(NaN, NaN));
-    figure.on_event("selectiongeometry", (e) => e.final && this.send({ k: "lasso", g: e.geometry }));
+    figure.on_event("selectiongeometry", ({ final, geometry: g }) => final && this.send({ k: "lasso", g: { ...g, ...(g.x && { x: rounded(g.x), y: rounded(g.y) }) } }));
     figure.on_event("tap", (e) => this.drawing || this.send({ k: "tap", x: e.x, y: e.y, r: 8 / this.scale }));
     for (const source of Object.values(this.drawn)) source.properties.data.change.connect(() => this.changed());
     this.resized();
@@ -210,7 +212,7 @@ class Viewer {
     const { width, height } = this.frame;
     if (!(width > 0 && height > 0)) return;
     const fit = Math.min(width / (this.xr.end - this.xr.start), height / (this.yr.start - this.yr.end));
-    this.go(...this.centre, this.kept_scale ?? fit * 0.98);
+    this.go(...this.centre, this.kept_scale ?? fit);
   }
 
   moved() {
