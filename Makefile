@@ -49,4 +49,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== Installing pathkit and its tested versions into $(VENV) (about 2 GB, 2 to 5 minutes, once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[lab,test]'
+	@cp pathkit/view/config/pathkit.json $(VENV)/etc/jupyter/jupyter_server_config.d/ # an editable install places no data files
 	@touch $@

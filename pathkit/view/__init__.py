@@ -3,8 +3,31 @@
 Views take arrays, tables and callables, never a model, and give what is selected back as rows of a table. When the
 environment variable PATHKIT_STATIC is set (as when notebooks are executed for committing), a view stores a PNG of itself
 instead of widgets, which a notebook opened later without its kernel could not show.
+
+Names are loaded when they are first used: Jupyter Server imports this package for its tiles alone.
 """
 
-from pathkit.view.threshold import ThresholdExplorer, draw_outlines, is_static
+import importlib
+from typing import Any
 
-__all__ = ["ThresholdExplorer", "draw_outlines", "is_static"]
+_NAMES = {
+    "SlideViewer": "viewer",
+    "ThresholdExplorer": "threshold",
+    "draw_outlines": "threshold",
+    "is_static": "threshold",
+    "link": "link",
+    **dict.fromkeys(
+        ("Attention", "Detections", "Heatmap", "Mask", "Patches", "Points", "Polygons", "SecondSlide"),
+        "layers",
+    ),
+}
+
+__all__ = sorted(_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"pathkit.view.{_NAMES[name]}"), name)
+        globals()[name] = value  # also takes the name back from a module that is called the same (link)
+        return value
+    raise AttributeError(f"module 'pathkit.view' has no attribute {name!r}")

@@ -1,0 +1,136 @@
+"""Pictures of a viewer that need no browser, and the page that needs no Python."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathkit.files import write_text
+from pathkit.geometry import Box
+from pathkit.view.tiles import Pyramid
+
+if TYPE_CHECKING:
+    from pathkit.view.viewer import SlideViewer
+
+__all__ = ["draw", "pixels", "write_html"]
+
+
+def pixels(pyramid: Pyramid, box_l0: Box, width_px: int) -> NDArray[np.uint8]:
+    """A rectangle of the slide, (H, W, 3), `width_px` wide where the slide has as many pixels, else as it is."""
+    downsample = max(1.0, box_l0.width / width_px)
+    size = max(1, round(box_l0.width / downsample)), max(1, round(box_l0.height / downsample))
+    return pyramid.crop((box_l0.x, box_l0.y), size, downsample)
+
+
+def draw(viewer: SlideViewer, box_l0: Box, width_px: int) -> bytes:
+    """The PNG of `SlideViewer.snapshot`."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
+
+    from pathkit.view.viewer import View
+
+    height_px = max(1, round(width_px * box_l0.height / box_l0.width))
+    view = View(box_l0, width_px, height_px)
+    shown = [layer for layer in viewer.layers if layer.visible]
+    entries = [
+        (f"{layer.name}: {n}" if layer.name != n else n, c) for layer in shown for n, c in layer.legend()
+    ]
+    columns = max(1, width_px // 190)
+    foot_px = 24 * -(-len(entries) // columns) + (10 if entries else 0)
+    figure = Figure(figsize=(width_px / 100, (height_px + foot_px) / 100), dpi=100)
+    axes = figure.add_axes((0, foot_px / (height_px + foot_px), 1, height_px / (height_px + foot_px)))
+    extent = (box_l0.x, box_l0.x1, box_l0.y1, box_l0.y)
+    axes.imshow(pixels(viewer.pyramid, box_l0, width_px), extent=extent, zorder=0)
+    for layer in shown:
+        layer.draw(axes, view)
+    if viewer._selected is not None:
+        for left, top, right, bottom in viewer._selected[0].marks(viewer._selected[1], view):
+            for width, colour in ((4, "black"), (2, "#ffe100")):
+                axes.add_patch(
+                    Rectangle(
+                        (left, top), right - left, bottom - top, fill=False, ec=colour, lw=width, zorder=6
+                    )
+                )
+    for shape, colour in zip(viewer.drawn.geometry, viewer.drawn["color"], strict=True):
+        xy = np.asarray(
+            (shape.exterior if shape.geom_type == "Polygon" else shape.buffer(0)).coords
+            if shape.geom_type == "Polygon"
+            else shape.envelope.coords
+        )
+        axes.plot(*xy.T, color=colour, linewidth=2, marker="+" if len(xy) == 1 else None, zorder=5)
+    _scale_bar(axes, viewer, view)
+    axes.set(xlim=extent[:2], ylim=extent[2:], aspect="auto")
+    axes.axis("off")
+    if entries:
+        handles = [Patch(color=colour, label=name) for name, colour in entries]
+        figure.legend(
+            handles=handles, loc="lower left", ncols=columns, fontsize=8, frameon=False, handlelength=1
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    return buffer.getvalue()
+
+
+def _scale_bar(axes: Any, viewer: SlideViewer, view: Any) -> None:
+    mpp = viewer.slide.mpp_or_none
+    goal = 0.15 * view.box_l0.width * (mpp or 1)
+    ten = 10 ** np.floor(np.log10(goal))
+    length = max(n * ten for n in (1, 2, 5) if n * ten <= goal)
+    text = (
+        f"{length:g} px" if mpp is None else f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    )
+    from matplotlib import patheffects
+
+    halo = [patheffects.withStroke(linewidth=5, foreground="white")]
+    x, y = view.box_l0.x + 0.02 * view.box_l0.width, view.box_l0.y1 - 12 * view.l0_per_px
+    axes.plot([x, x + length / (mpp or 1)], [y, y], color="black", linewidth=2.5, path_effects=halo, zorder=8)
+    axes.text(x, y - 6 * view.l0_per_px, text, va="bottom", fontsize=10, path_effects=halo, zorder=8)
+
+
+def write_html(viewer: SlideViewer, path: Path, max_mb: float) -> Path:
+    """The page of `SlideViewer.to_html`."""
+    from bokeh.embed import file_html
+    from bokeh.resources import INLINE
+
+    from pathkit.view.layers import SecondSlide
+    from pathkit.view.tiles import jpeg
+    from pathkit.view.viewer import Figure, data_uri, slide_spec
+
+    layers = [copy.copy(layer) for layer in viewer.layers]
+    seconds = [layer for layer in layers if isinstance(layer, SecondSlide)]
+    specs = [slide_spec(viewer.pyramid)]
+    specs += [slide_spec(s.pyramid, k=s.scale, x=s.offset_l0[0], y=s.offset_l0[1]) for s in seconds]
+    budget = max_mb * 1e6 / len(specs)
+    for spec, pyramid in zip(specs, [viewer.pyramid, *(s.pyramid for s in seconds)], strict=True):
+        _embed(spec, pyramid, budget, jpeg, data_uri)
+    figure = Figure(viewer, specs)
+    bases = iter(figure.bases[1:])
+    for layer in layers:
+        figure.add(layer, next(bases) if isinstance(layer, SecondSlide) else None)
+        layer.refresh(viewer.view)
+    page = file_html(figure.plot, INLINE, title=viewer.slide.name)
+    write_text(path, page)
+    return path
+
+
+def _embed(spec: dict[str, Any], pyramid: Pyramid, budget: float, jpeg: Any, data_uri: Any) -> None:
+    """Put whole levels into the spec, coarsest first, while they fit."""
+    spec["embedded"], used = {}, 0
+    for level in reversed(range(pyramid.levels)):
+        across, down = pyramid.grid(level)
+        if spec["embedded"] and used + 4 * used > budget and across * down > 4:
+            break
+        tiles = {}
+        for y in range(down):
+            for x in range(across):
+                tiles[f"{level}/{x}/{y}"] = data_uri(pyramid.render(level, x, y), "jpeg")
+        size = sum(map(len, tiles.values()))
+        if spec["embedded"] and used + size > budget:
+            break
+        spec["embedded"] |= tiles
+        spec["finest"], used = level, used + size

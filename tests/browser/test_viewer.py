@@ -1,0 +1,395 @@
+"""The slide viewer in JupyterLab: upright and in register, linked, drawn on, and never waiting for the kernel."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import nbformat
+import numpy as np
+import pytest
+import tifffile
+from nbformat.v4 import new_code_cell, new_notebook
+from PIL import Image
+
+from pathkit.slide import open_slide
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+MPP = 0.5
+
+SETUP = """
+import json, os, time
+import ipywidgets, numpy as np, pandas as pd, shapely
+from bokeh.plotting import figure
+from IPython.display import display
+from pathkit.slide import open_slide
+from pathkit.view import Patches, SlideViewer, link, registry
+"""
+LINKED = """
+slide = open_slide("slide.tif")
+xs, ys = np.meshgrid(range(0, 6144, 512), range(0, 4608, 512))
+patches = pd.DataFrame({"slide_id": "s", "x_l0": xs.ravel(), "y_l0": ys.ravel(), "size_px": 512, "mpp": slide.mpp})
+a = SlideViewer(slide, layers=[Patches(patches, opacity=0.0)], height_px=420)
+b = SlideViewer(slide, height_px=420)
+chart = figure(width=300, height=300, tools="box_select", active_drag="box_select")
+chart.scatter(np.arange(len(patches)), np.arange(len(patches)), size=9)
+link(a, b)
+scatter = link(a, chart)
+display(ipywidgets.VBox([ipywidgets.HBox([w], layout={"width": "1000px"}) for w in (a.widget(), b.widget(), scatter)]))
+"""
+KERNEL = """() => {
+    const kernel = window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel;
+    return kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
+}"""
+RUN = """(code) => new Promise((done) => {
+    let text = "";
+    const future = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code });
+    future.onIOPub = (m) => {
+        if (m.header.msg_type === "stream") text += m.content.text;
+        if (m.header.msg_type === "error") text += m.content.evalue;
+    };
+    future.done.then(() => done(text));
+})"""
+#: The viewers of the page, in the order of their making.
+VIEWERS = "Bokeh.documents.flatMap(d => d.roots()).filter(r => r.pathkit).map(r => r.pathkit)"
+
+
+class Page:
+    """A notebook that ran, and what its page did."""
+
+    def __init__(self, lab, browser, name, cells, viewers):
+        folder, self.address, token = lab
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        cells = [new_code_cell(c) for c in cells]
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
+        self.url = f"{self.address}lab/tree/{name}.ipynb?reset&token={token}"
+        self.page = browser.new_page(viewport={"width": 1600, "height": 1500})
+        self.errors, self.hosts, self.tiles, self.sent, self.socket_down = [], set(), [], 0, 0
+        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
+        self.page.on("request", self._asked)
+        self.page.on("websocket", lambda ws: ws.on("framesent", self._sent))
+        self.page.goto(self.url)
+        self.page.wait_for_selector(".jp-NotebookPanel-toolbar", timeout=90_000)
+        self.page.wait_for_function(KERNEL, timeout=90_000)
+        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        self.ready(viewers)
+
+    def _asked(self, request):
+        if request.url.startswith("http"):
+            self.hosts.add(request.url.split("/")[2].split(":")[0])
+        if "/pathkit/tiles/" in request.url:
+            self.tiles.append(request.url)
+
+    def _sent(self, payload):
+        self.sent += len(payload)
+
+    def ready(self, viewers=1):
+        self.page.wait_for_function(
+            f"() => window.Bokeh && {VIEWERS}.length >= {viewers} && {VIEWERS}.every(v => v.tiles[0].sharp)",
+            timeout=60_000,
+        )
+        self.page.wait_for_timeout(400)
+
+    def python(self, code):
+        return self.page.evaluate(RUN, code).strip()
+
+    def js(self, expression, viewer=0):
+        return self.page.evaluate(f"() => {{ const v = {VIEWERS}.at({viewer}); return ({expression}); }}")
+
+    def sharp(self, viewer=0, timeout=10_000):
+        self.page.wait_for_timeout(60)
+        self.page.wait_for_function(f"() => {VIEWERS}.at({viewer}).tiles[0].sharp", timeout=timeout)
+        self.page.wait_for_timeout(100)
+
+    def frame(self, viewer=0):
+        """The figure's inner frame on the page: x, y, width, height in CSS pixels."""
+        return self.js(
+            "(() => { const b = v.plot.canvas_view.el.getBoundingClientRect(), f = v.frame;"
+            " return [b.x + f.left, b.y + f.top, f.width, f.height]; })()",
+            viewer,
+        )
+
+    def box(self, viewer=0):
+        return self.js("[v.xr.start, v.yr.end, v.xr.end, v.yr.start]", viewer)
+
+    def crop(self, viewer=0, size=(320, 200)):
+        """Pixels around the middle of the frame, and the level-0 place of their corner."""
+        x, y, width, height = self.frame(viewer)
+        left, top = round(x + width / 2 - size[0] / 2), round(y + height / 2 - size[1] / 2)
+        png = self.page.screenshot(clip={"x": left, "y": top, "width": size[0], "height": size[1]})
+        x0, y0, x1, _ = self.box(viewer)
+        scale = (x1 - x0) / width
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), (
+            x0 + (left - x) * scale,
+            y0 + (top - y) * scale,
+            scale,
+        )
+
+    def screen(self, x_l0, y_l0, viewer=0):
+        """Where a place of the slide is on the page."""
+        x, y, width, _ = self.frame(viewer)
+        x0, y0, x1, _ = self.box(viewer)
+        return x + (x_l0 - x0) * width / (x1 - x0), y + (y_l0 - y0) * width / (x1 - x0)
+
+    def tool(self, kind, viewer=0):
+        self.js(
+            f"v.figure.toolbar.tools.forEach(t => {{ if (t.type === '{kind}') t.active = true; }})", viewer
+        )
+        self.page.wait_for_timeout(100)
+
+    def until(self, code, expected, timeout=8):
+        """Run `code` until it prints what is expected."""
+        end = time.time() + timeout
+        while (got := self.python(code)) != expected and time.time() < end:
+            time.sleep(0.1)
+        assert got == expected
+
+
+@pytest.fixture(scope="module")
+def slide_path(lab):
+    """A pyramid without any symmetry: smooth colours, with blocks of noise that show a shift of a pixel."""
+    rows, cols = np.mgrid[0:4608, 0:6144].astype(np.float32)
+    noise = np.random.default_rng(0).integers(0, 70, (4608 // 8, 6144 // 8)).repeat(8, 0).repeat(8, 1)
+    pixels = np.stack([cols / 6144 * 180 + noise, rows / 4608 * 180 + noise, 90 + noise], -1).astype(np.uint8)
+    path = lab[0] / "slide.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for ds in (1, 4):
+            level = pixels.reshape(4608 // ds, ds, 6144 // ds, ds, 3).mean((1, 3)).round().astype(np.uint8)
+            options = {"resolution": (1e4 / MPP / ds, 1e4 / MPP / ds), "resolutionunit": "CENTIMETER"}
+            tiff.write(
+                level,
+                tile=(256, 256),
+                compression="deflate",
+                photometric="rgb",
+                subfiletype=int(ds > 1),
+                **options,
+            )
+    return path
+
+
+@pytest.fixture(scope="module")
+def linked(lab, browser, slide_path):
+    """Two linked viewers and a linked chart."""
+    page = Page(lab, browser, "linked", [SETUP, LINKED], 2)
+    yield page
+    page.page.close()
+    assert page.errors == []
+    assert page.hosts == {"127.0.0.1"}
+
+
+def difference(pixels, truth):
+    """Mean absolute difference of the means of 4 x 4 pixels, which resampling does not change."""
+    step = pixels.astype(float) - truth
+    height, width = (n // 4 * 4 for n in step.shape[:2])
+    return float(np.abs(step[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean((1, 3))).mean())
+
+
+@pytest.mark.parametrize("downsample", [1, 2, 5])
+def test_the_canvas_is_the_slide_upright_and_in_register(linked, slide_path, downsample):
+    linked.python(f"a.go_to((2803, 1907), mpp={MPP * downsample})")
+    linked.sharp()
+    linked.page.wait_for_timeout(200)
+    pixels, (x, y, scale) = linked.crop()
+    assert scale == pytest.approx(downsample, rel=1e-3)
+    truth = open_slide(slide_path).read_region((x, y), (320, 200), mpp=MPP * scale)
+    as_is = difference(pixels, truth)
+    assert as_is < 0.4 * min(difference(pixels, truth[::-1]), difference(pixels, truth[:, ::-1]))
+    steps = [(dx, dy) for dx in range(-3, 4) for dy in range(-3, 4)]
+    inner = truth[3:-3, 3:-3]
+    best = min(steps, key=lambda s: difference(pixels[3 + s[1] : 197 + s[1], 3 + s[0] : 317 + s[0]], inner))
+    assert max(map(abs, best)) <= (0 if downsample == 1 else 1)
+
+
+def test_linked_viewers_follow_and_little_goes_up(linked):
+    linked.python(f"a.go_to((3000, 2200), mpp={MPP * 2})")
+    linked.sharp()
+    linked.page.wait_for_timeout(400)
+    x, y, width, height = linked.frame()
+    before, sent, asked = linked.box(), linked.sent, len(linked.tiles)
+    linked.page.mouse.move(x + width / 2, y + height / 2)
+    linked.page.mouse.down()
+    linked.page.mouse.move(x + width / 2 - 200, y + height / 2 - 60, steps=6)
+    linked.page.mouse.up()
+    linked.sharp()
+    linked.page.wait_for_timeout(500)
+    after = linked.box()
+    assert after[0] - before[0] == pytest.approx(400, abs=4)
+    assert after[1] - before[1] == pytest.approx(120, abs=4)
+    assert linked.box(1)[:2] == pytest.approx(after[:2], abs=1)
+    assert linked.sent - sent < 5000
+    assert len(linked.tiles) > asked
+    seen = linked.python("print(round(a.view.box_l0.x), round(b.view.box_l0.x))").split()
+    assert [int(v) for v in seen] == pytest.approx([after[0]] * 2, abs=2)
+
+
+def test_wheel_keyboard_and_home(linked):
+    linked.python(f"a.go_to((3000, 2200), mpp={MPP * 2})")
+    linked.sharp()
+    x, y, width, height = linked.frame()
+    before = linked.box()
+    linked.page.mouse.move(x + width / 4, y + height / 4)
+    linked.page.mouse.wheel(0, -300)
+    linked.page.wait_for_timeout(300)
+    zoomed = linked.box()
+    assert zoomed[2] - zoomed[0] < before[2] - before[0]
+    at = [b[0] + (b[2] - b[0]) / 4 for b in (before, zoomed)]  # what is under the pointer stays there
+    assert at[0] == pytest.approx(at[1], abs=8)
+    linked.page.mouse.click(x + width / 2, y + height / 2)
+    for key, moves in (
+        ("ArrowRight", lambda b, a: a[0] > b[0]),
+        ("ArrowDown", lambda b, a: a[1] > b[1]),
+        ("+", lambda b, a: a[2] - a[0] < b[2] - b[0]),
+    ):
+        before = linked.box()
+        linked.page.keyboard.press(key)
+        linked.page.wait_for_timeout(150)
+        assert moves(before, linked.box()), key
+    linked.page.keyboard.press("0")
+    linked.page.keyboard.press("0")  # restarts the kernel where JupyterLab sees it
+    linked.page.wait_for_timeout(300)
+    home = linked.box()
+    assert home[0] <= 0
+    assert home[1] <= 0
+    assert home[2] >= 6144
+    assert home[3] >= 4608
+    assert linked.page.locator(".jp-Dialog").count() == 0
+
+
+def test_tiles_arrive_while_a_cell_runs(linked):
+    linked.python(f"a.go_to((1500, 1200), mpp={MPP * 2})")
+    linked.sharp()
+    linked.page.evaluate(
+        "(run) => { window.asleep = true; eval(run)('time.sleep(6)').then(() => { window.asleep = false; }); }",
+        RUN,
+    )
+    linked.page.wait_for_timeout(300)
+    x, y, width, height = linked.frame()
+    start = time.time()
+    linked.page.mouse.move(x + width / 2, y + height / 2)
+    linked.page.mouse.wheel(0, -600)
+    linked.page.wait_for_timeout(100)
+    linked.sharp()
+    pixels, (x0, y0, scale) = linked.crop()
+    assert time.time() - start < 5.5
+    assert linked.page.evaluate("() => window.asleep")
+    assert np.ptp(pixels) > 30
+    linked.page.wait_for_function("() => !window.asleep", timeout=20_000)
+    assert scale < 1.9 and np.isfinite([x0, y0]).all()  # noqa: PT018
+
+
+def test_a_lasso_selects_patches_and_chart_and_back(linked):
+    linked.python("a.home(); a.select([])")
+    linked.sharp()
+    linked.page.wait_for_timeout(500)
+    linked.tool("LassoSelectTool")
+    corners = [(100, 100), (1100, 100), (1100, 1100), (100, 1100), (100, 100)]
+    linked.page.mouse.move(*linked.screen(*corners[0]))
+    linked.page.mouse.down()
+    for corner in corners[1:]:
+        linked.page.mouse.move(*linked.screen(*corner), steps=4)
+    linked.page.mouse.up()
+    linked.until(
+        "print(sorted(zip(a.selection['x_l0'].tolist(), a.selection['y_l0'].tolist())))",
+        "[(0, 0), (0, 512), (512, 0), (512, 512)]",
+    )
+    chosen = json.loads(linked.python("print(a.selection.index.tolist())"))
+    linked.page.wait_for_function(
+        "(n) => Bokeh.documents.flatMap(d => [...d._all_models.values()])"
+        ".some(m => m.type === 'Selection' && m.indices.length === n)",
+        arg=len(chosen),
+        timeout=5000,
+    )
+    linked.page.locator(".bk-Figure").last.scroll_into_view_if_needed()
+    linked.page.wait_for_timeout(200)
+    chart = linked.page.evaluate(
+        "() => { const f = Bokeh.documents.flatMap(d => d.roots()).find(r => r.type === 'Figure' && !r.pathkit);"
+        " const v = Bokeh.index.find_one(f), b = v.canvas_view.el.getBoundingClientRect(), s = (x, y) =>"
+        " [b.x + v.frame.x_scale.compute(x), b.y + v.frame.y_scale.compute(y)];"
+        " return [s(19.5, 19.5), s(23.5, 23.5)]; }"
+    )
+    linked.page.mouse.move(*chart[0])
+    linked.page.mouse.down()
+    linked.page.mouse.move(*chart[1], steps=5)
+    linked.page.mouse.up()
+    linked.until("print(a.selection.index.tolist())", "[20, 21, 22, 23]")
+    linked.page.wait_for_timeout(300)
+    assert linked.js("v.figure.renderers.some(r => r.data_source?.get?.('left')?.length === 4)")
+    linked.tool("PanTool")
+
+
+def test_a_drawn_polygon_comes_back_to_a_pixel(linked, tmp_path):
+    linked.page.evaluate(f"() => {VIEWERS}.at(0).plot.el.scrollIntoView({{block: 'nearest'}})")
+    linked.python(f"a.go_to((3000, 2200), mpp={MPP})")
+    linked.sharp()
+    linked.page.wait_for_timeout(300)
+    linked.tool("PolyDrawTool")
+    corners = [(2850, 2100), (3150, 2100), (3150, 2300), (2850, 2300)]
+    shown = []
+    for i, corner in enumerate(corners):
+        x, y = (round(v) for v in linked.screen(*corner))
+        x0, y0, width, _ = linked.frame()
+        box = linked.box()
+        scale = (box[2] - box[0]) / width
+        shown.append((box[0] + (x - x0) * scale, box[1] + (y - y0) * scale))
+        linked.page.mouse.move(x, y, steps=3)
+        linked.page.wait_for_timeout(120)
+        linked.page.mouse.down()
+        linked.page.wait_for_timeout(750 if i in (0, 3) else 40)
+        linked.page.mouse.up()
+        linked.page.wait_for_timeout(500)
+    linked.until("print(len(a.drawn), a.drawn['class'].tolist())", "1 ['tumour']")
+    linked.page.wait_for_timeout(300)
+    got = np.array(
+        json.loads(linked.python("print(json.dumps(shapely.get_coordinates(a.drawn.geometry[0]).tolist()))"))
+    )
+    for corner in shown:
+        assert np.hypot(*(got - corner).T).min() < 1
+    area = float(linked.python("print(a.drawn.area.iloc[0])"))
+    assert area == pytest.approx(300 * 200, rel=0.02)
+    again = "from pathkit import read_annotations; print(read_annotations(a.save_drawn('d.geojson')).area.iloc[0])"
+    assert float(linked.python(again)) == pytest.approx(area, rel=1e-6)
+    linked.python("a.undo(); a.undo(); a.undo(); a.undo(); a.undo(); a.undo()")
+    linked.until("print(len(a.drawn))", "0")
+    linked.tool("PanTool")
+
+
+def test_a_page_that_is_loaded_again_shows_where_it_was(linked):
+    linked.python(f"a.go_to((4200, 900), mpp={MPP * 2})")
+    linked.sharp()
+    linked.page.wait_for_timeout(300)
+    before = linked.box()
+    linked.page.keyboard.press("Escape")
+    linked.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    linked.page.wait_for_timeout(1000)
+    linked.page.goto(linked.url.replace("reset&", ""))
+    linked.page.wait_for_function(KERNEL, timeout=60_000)
+    linked.ready(2)
+    assert linked.box()[:2] == pytest.approx(before[:2], abs=3)
+    assert linked.python("print(len(patches))") == "108"
+
+
+def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_path):
+    cell = "os.environ.pop(registry.FOLDER)\nslide = open_slide('slide.tif')\na = SlideViewer(slide, height_px=420)\na"
+    page = Page(lab, browser, "fallback", [SETUP, cell], 1)
+    assert page.js("v.tiles[0].source") == "kernel"
+    assert "Tiles by the kernel" in page.js("v.line.textContent")
+    page.python(f"a.go_to((2803, 1907), mpp={MPP})")
+    page.sharp()
+    pixels, (x, y, scale) = page.crop()
+    truth = open_slide(slide_path).read_region((x, y), (320, 200), mpp=MPP * scale)
+    assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
+    assert page.tiles == []
+    page.page.close()
+    assert page.errors == []
+    assert page.hosts == {"127.0.0.1"}
+
+
+def test_a_refused_slide_comes_from_the_kernel_and_a_late_tile_is_explained(lab, browser, slide_path):
+    cell = "a = SlideViewer(open_slide('slide.tif'))\nw = a.widget()\nregistry.unregister(a._live.ids[0])\na"
+    page = Page(lab, browser, "refused", [SETUP, cell], 1)
+    assert page.js("v.tiles[0].source") == "kernel"
+    assert page.tiles != []  # it was asked first
+    page.python("a.close()")
+    page.page.close()
+    assert page.errors == []
