@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def fit(
     patience: int | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = True,
-    on_epoch: Callable[[PatchClassifier, dict[str, float]], None] | None = None,
+    on_epoch: Callable[[PatchClassifier, dict[str, float]], Any] | None = None,
     accelerator: str = "auto",
     budget_gb: float = MEMORY_BUDGET_GB,
     num_workers: int = 0,
@@ -162,7 +162,8 @@ def fit(
     resume : bool
         False starts afresh.
     on_epoch : callable, optional
-        Called with the model and the row of the history after each epoch, for a live view.
+        Called with the model and the row of the history after each epoch, for a live view. It may give a mapping back:
+        ``lr_factor`` multiplies the learning rate from then on, a true ``stop`` ends the training.
     accelerator : str
         "auto" takes a GPU where there is one, with bfloat16.
     budget_gb : float
@@ -322,7 +323,7 @@ class _Classification(lightning.LightningModule):
         lr: float,
         weight_decay: float,
         seed: int,
-        on_epoch: Callable[[PatchClassifier, dict[str, float]], None] | None,
+        on_epoch: Callable[[PatchClassifier, dict[str, float]], Any] | None,
     ):
         super().__init__()
         self.model = model
@@ -332,7 +333,7 @@ class _Classification(lightning.LightningModule):
         self.history: list[dict[str, float]] = []
         self._losses: list[tuple[float, int]] = []
         self._seen: list[tuple[Tensor, Tensor]] = []
-        self._start = 0.0
+        self._start, self._lr_factor = 0.0, 1.0
 
     def on_train_epoch_start(self) -> None:
         self._losses, self._start = [], time.perf_counter()
@@ -360,19 +361,35 @@ class _Classification(lightning.LightningModule):
             "train_loss": float(np.average(losses[:, 0], weights=losses[:, 1])),
             "val_loss": float(loss),
             "val_accuracy": float((logits.argmax(1) == labels).float().mean()),
-            "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            "lr": float(self.trainer.optimizers[0].param_groups[0]["lr"]) * self._lr_factor,
             "seconds": time.perf_counter() - self._start,
         }
         self.history.append(row)
         self.log("val_loss", loss)
         if self.on_epoch is not None:
-            self.on_epoch(self.model, row)
+            was_training = self.model.training
+            asked = self.on_epoch(self.model, row)
+            self.model.train(was_training)
+            if isinstance(asked, Mapping):
+                self._lr_factor = float(asked.get("lr_factor", 1.0))
+                self.trainer.should_stop |= bool(asked.get("stop", False))
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """One step, at the schedule's rate times what `on_epoch` asked for."""
+        planned = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] *= self._lr_factor
+        optimizer.step(closure=optimizer_closure)
+        for group, lr in zip(optimizer.param_groups, planned, strict=True):
+            group["lr"] = lr
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = self.history

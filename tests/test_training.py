@@ -111,6 +111,20 @@ def test_the_best_weights_are_given_back():
     assert result.checkpoint is None
 
 
+def test_what_watches_a_training_can_still_its_learning_rate_and_stop_it():
+    weights = []
+
+    def still(model, row):
+        weights.append([p.detach().clone() for p in model.parameters()])
+        return {"lr_factor": 0.0, "stop": row["epoch"] == 2}
+
+    result = fit(new_model(), TRAIN, VAL, epochs=6, on_epoch=still, **PLAIN)
+    assert result.history["epoch"].tolist() == [0, 1, 2]
+    assert result.history["lr"].tolist()[1:] == [0.0, 0.0]
+    for first, second in zip(weights[0], weights[2], strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 def test_class_weights_by_hand():
     np.testing.assert_allclose(class_weights(np.array([0, 0, 0, 1]), 2), [4 / 6, 4 / 2])
     with pytest.raises(ValueError, match="class number 2 has no example"):

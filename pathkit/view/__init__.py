@@ -15,7 +15,11 @@ _NAMES = {
     "ThresholdExplorer": "threshold",
     "draw_outlines": "threshold",
     "is_static": "threshold",
+    "Gallery": "gallery",
     "link": "link",
+    **dict.fromkeys(
+        ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"
+    ),
     **dict.fromkeys(
         ("Attention", "Detections", "Heatmap", "Mask", "Patches", "Points", "Polygons", "SecondSlide"),
         "layers",

@@ -228,8 +228,25 @@ class Heatmap(Layer):
                 f" but the slide {width:.0f} x {height:.0f} µm. Is mpp={self.raster.mpp:g} right, and is it of this slide?"
                 f" (An array of this shape over the whole slide would have mpp={guess:.4g}.)"
             )
-        self.slide_mpp = slide.mpp
+        self.slide, self.slide_mpp = slide, slide.mpp
         self._codes = self._coded()
+
+    def show(self, values: Raster) -> None:
+        """Show other values in the same colours: the next prediction, a mask with another threshold.
+
+        Raises
+        ------
+        ValueError
+            If they do not lie on the slide.
+        """
+        before, self.raster = self.raster, values
+        try:
+            self.place(self.slide)
+        except ValueError:
+            self.raster = before
+            raise
+        if self.renderers:
+            self._source.data = self._part(self._box)  # type: ignore[assignment]
 
     def _coded(self) -> NDArray[np.uint8]:
         """0 where there is nothing, else 1 to 255."""
@@ -257,7 +274,8 @@ class Heatmap(Layer):
         self._mapper = LinearColorMapper(
             palette=palette, low=least, high=256, low_color=(0, 0, 0, 0), nan_color=(0, 0, 0, 0)
         )
-        self._source = ColumnDataSource(self._part(Box(0, 0, 1e12, 1e12)))
+        self._box = Box(0, 0, 1e12, 1e12)
+        self._source = ColumnDataSource(self._part(self._box))
         at = {name: name for name in ("image", "x", "y", "dw", "dh")}
         return [plot.image(**at, source=self._source, color_mapper=self._mapper, level="underlay")]
 
@@ -281,7 +299,8 @@ class Heatmap(Layer):
 
     def refresh(self, view: Any) -> None:
         if self.renderers and max(self._codes.shape) > RASTER_PX:
-            self._source.data = self._part(view.box_l0)  # type: ignore[assignment]
+            self._box = view.box_l0
+            self._source.data = self._part(self._box)  # type: ignore[assignment]
 
     def draw(self, axes: Any, view: Any) -> None:
         part = self._part(view.box_l0)
