@@ -854,7 +854,7 @@ def _positions(table: pd.DataFrame | None, rows: Any) -> NDArray[np.intp]:
         )
     found = table.index.get_indexer(values) if len(values) else np.zeros(0, np.intp)
     if (found < 0).any():
-        missing = values[int(np.argmax(found < 0))]
+        missing = values.tolist()[int(np.argmax(found < 0))]
         raise ValueError(f"select: no row {missing!r} in the layer's table of {len(table)} rows.")
     return np.asarray(found, np.intp)
 

@@ -314,7 +314,9 @@ def test_a_lasso_selects_patches_and_chart_and_back(linked):
     linked.page.mouse.up()
     linked.until("print(a.selection.index.tolist())", "[20, 21, 22, 23]")
     linked.page.wait_for_timeout(300)
-    assert linked.js("v.figure.renderers.some(r => r.data_source?.get?.('left')?.length === 4)")
+    assert linked.js(
+        "v.figure.renderers.some(r => r.data_source?.columns().includes('left') && r.data_source.get('left').length === 4)"
+    )
     linked.tool("PanTool")
 
 
