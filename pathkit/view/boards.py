@@ -161,6 +161,7 @@ class EmbeddingExplorer(_OnSlides):
             **({"legend_group": "name"} if self.colour else {}),
         )  # fmt: skip
         plot.axis.visible = plot.grid.visible = False
+        plot.toolbar.logo = None
         self._points.selected.on_change(
             "indices", lambda attr, old, new: self.select(self.table.index[rows[sorted(new)]])
         )

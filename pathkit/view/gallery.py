@@ -142,7 +142,7 @@ class Gallery(Rows):
         by: str | None = None,
         ascending: bool = False,
         caption: Callable[[pd.Series], str] | str | None = None,
-        n_cols: int = 8,
+        n_cols: int = 6,
         n_rows: int = 3,
     ):
         super().__init__(table)
@@ -246,8 +246,15 @@ class Gallery(Rows):
             selection_line_width=4,
             nonselection_line_alpha=1.0,
         )
+        self._captions = ColumnDataSource({k: [] for k in ("x", "y", "caption")})
         plot.text(
-            "x", "y", "caption", y_offset=48, source=self._frames, text_align="center", text_font_size="11px"
+            "x",
+            "y",
+            "caption",
+            source=self._captions,
+            text_align="center",
+            text_baseline="bottom",
+            text_font_size="11px",
         )
         plot.add_tools(HoverTool(renderers=[frames], tooltips=[("slide", "@slide"), ("", "@caption")]))
         self._frames.selected.on_change("indices", self._tapped)
@@ -271,12 +278,10 @@ class Gallery(Rows):
             np.dstack([p, np.full(p.shape[:2], 255, np.uint8)]).view(np.uint32)[..., 0] for p in self.pixels()
         ]
         self._images.data = {"image": images, "x": columns + 0.04, "y": rows + 0.05}
-        self._frames.data = {
-            "x": columns + 0.5,
-            "y": rows + 0.44,
-            "caption": [self.caption(row) for _, row in self.shown.iterrows()],
-            "slide": self.shown["slide_id"].astype(str).tolist(),
-        }
+        captions = [self.caption(row) for _, row in self.shown.iterrows()]
+        names = self.shown["slide_id"].astype(str).tolist()
+        self._captions.data = {"x": columns + 0.5, "y": rows + 0.99, "caption": captions}
+        self._frames.data = {"x": columns + 0.5, "y": rows + 0.44, "caption": captions, "slide": names}
         self._line.value = self._heading()
         self._selected()
 
