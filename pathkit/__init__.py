@@ -45,6 +45,7 @@ _MODULES = (
     "inference",
     "metrics",
     "models",
+    "objects",
     "patches",
     "slide",
     "splits",
