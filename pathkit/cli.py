@@ -218,9 +218,9 @@ def _draw_over(
     box = place.extent_um
     shown_mm = (box.x / 1000, box.x1 / 1000, box.y1 / 1000, box.y / 1000)
     if outline:
-        axes.contour(
-            values.astype(float), [0.5], colors="#0072b2", linewidths=1.2, extent=shown_mm, origin="upper"
-        )
+        line = {"colors": "#0072b2", "linewidths": 1.2, "origin": "upper", "extent": shown_mm}
+        if min(values.shape) >= 2:  # matplotlib contours no single row
+            axes.contour(values.astype(float), [0.5], **line)
     else:
         drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, alpha=0.55, extent=shown_mm)
         figure.colorbar(drawn, ax=axes, label="Predicted probability", shrink=0.7)

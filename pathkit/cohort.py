@@ -92,6 +92,9 @@ def run(
     ------
     SlideError
         If two slides share a name.
+    Exception
+        What `work` raised that is no fault of a slide (not ValueError, OSError or MemoryError): raised after the other
+        slides are done, and kept in the row of its slide.
     """
     paths = [Path(p) for p in slides]
     _check_names(paths)
@@ -102,15 +105,18 @@ def run(
     same = parameters_path.exists() and parameters_path.read_text() == asked
     done = _rows_done(table_path) if same and not force else {}
     write_text(parameters_path, asked)
-    rows = dict(done)
+    rows, faults = dict(done), []
     with tqdm(paths, desc=step, unit="slide", disable=not progress) as bar:
         for path in bar:
             bar.set_postfix_str(path.name)
             row = done.get(path.stem)
             if row is None or row["path"] != str(path):
-                row = _row(work, path)
+                row, fault = _row(work, path)
+                faults += [fault] if fault else []
             rows[path.stem] = row
             write_text(table_path, pd.DataFrame(list(rows.values())).to_csv(index=False))
+    if faults:
+        raise faults[0]
     return pd.DataFrame([rows[p.stem] for p in paths])
 
 
@@ -124,19 +130,22 @@ def thumbnails(slides: pd.DataFrame, *, mpp: float = 8.0) -> dict[str, Raster]:
     return found
 
 
-def _row(work: Callable[[Path], Mapping[str, Any]], path: Path) -> dict[str, Any]:
-    start = time.perf_counter()
+def _row(work: Callable[[Path], Mapping[str, Any]], path: Path) -> tuple[dict[str, Any], Exception | None]:
+    """The slide's row, and the error where it is a fault of the code, which should be seen whole."""
+    start, fault = time.perf_counter(), None
     row: dict[str, Any] = {"slide_id": path.stem, "path": str(path), "status": "ok", "error": ""}
     try:
         row.update(work(path))
-    except (
-        ValueError,
-        OSError,
-        MemoryError,
-    ) as error:  # the slide's fault; a fault of ours should be seen whole
+    except (ValueError, OSError, MemoryError) as error:
         row.update(status="error", error=" ".join(str(error).split()) or type(error).__name__)
+    except Exception as error:
+        error.add_note(f"while working on {path.name}; the other slides were done")
+        row.update(
+            status="error", error=f"{path.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
+        fault = error
     row["seconds"] = round(time.perf_counter() - start, 3)
-    return row
+    return row, fault
 
 
 def _rows_done(table_path: Path) -> dict[str, dict[str, Any]]:

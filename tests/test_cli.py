@@ -50,6 +50,13 @@ def test_tissue_writes_mask_polygons_and_picture(slide_path, tmp_path, capsys):
     assert "1 of 1 slides done" in capsys.readouterr().out
 
 
+def test_a_slide_smaller_than_a_pixel_of_the_mask(tmp_path, capsys):
+    Image.fromarray(noisy_tissue()[300:310, 400:410]).save(tmp_path / "tiny.png")
+    assert run("tissue", tmp_path / "tiny.png", "--mpp", 0.5, "--out", tmp_path) == 0
+    assert Raster.load(tmp_path / "tiny.tissue.npz").values.shape == (1, 1)
+    assert "1 of 1 slides done" in capsys.readouterr().out
+
+
 def test_patches_lie_on_the_tissue(slide_path, tmp_path):
     arguments = ["--mpp", 0.5, "--size-px", 64, "--patch-mpp", 1.0, "--out", tmp_path]
     assert run("patches", slide_path, *arguments) == 0

@@ -108,10 +108,15 @@ def test_slides_of_another_call_keep_their_rows(slides, tmp_path):
 
 def test_a_fault_in_the_code_is_not_hidden_in_a_row(slides, tmp_path):
     def faulty(path):
-        raise TypeError("a bug")
+        if path.stem == "a":
+            raise TypeError("a bug")
+        return {"length": 1}
 
     with pytest.raises(TypeError, match="a bug"):
         cohort.run(faulty, cohort.find_slides([slides]), out=tmp_path, step="t", progress=False)
+    on_disk = pd.read_csv(tmp_path / "t.csv", keep_default_na=False).set_index("slide_id")
+    assert on_disk["status"].to_dict() == {"a": "error", "b": "ok", "c": "ok"}
+    assert "TypeError: a bug" in on_disk.loc["a", "error"]
 
 
 def test_two_slides_of_one_name_are_refused(slides, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
@@ -162,6 +164,20 @@ def test_a_cohort_is_in_tables_and_files(tiny):
         assert (len(outlines) > 0) == (row.label == "tumour")
         objects = check_objects(read_table(row.objects_path))
         assert ("tumour" in set(objects["class"])) == (row.label == "tumour")
+
+
+def test_a_plain_script_makes_a_cohort_with_two_workers(tmp_path):
+    script = tmp_path / "script.py"  # no `if __name__ == "__main__"`, as people write them
+    script.write_text(
+        "from pathkit.synthetic import lymph_node_cohort\n"
+        "table = lymph_node_cohort('cohort', n_patients=2, nodes_per_patient=1, size_um=(500, 400), progress=False)\n"
+        "print(len(table), 'made')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "2 made\n", result.stderr
+    assert len(list((tmp_path / "cohort").glob("*.tif"))) == 2
 
 
 def test_an_interrupted_cohort_resumes_to_the_same_bytes(tiny):

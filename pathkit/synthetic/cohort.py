@@ -7,11 +7,9 @@ so that concentrations, instances and labels of any region are there on request.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import shapely
+from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from tqdm.auto import tqdm
 
 from pathkit.annotations import annotation_frame, write_annotations
@@ -566,18 +566,19 @@ def _make_all(folder: Path, todo: list[Spec], workers: int, progress: bool) -> N
                 _make_slide(folder, spec)
                 bar.update()
             return
-        # Spawned, not forked: torch and OpenMP threads of a notebook do not survive a fork.
-        context = multiprocessing.get_context("spawn")
+        # Fresh processes (torch and OpenMP threads of a notebook do not survive a fork), and loky's, because they do not
+        # run a user's script again to start: it needs no `if __name__ == "__main__"`.
         _warm_up(todo[0])
-        with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
-            futures = [pool.submit(_make_slide, folder, spec) for spec in todo]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        pool = Parallel(
+            min(workers, len(todo)), backend="loky", return_as="generator_unordered", batch_size=1
+        )
+        try:
+            for _ in pool(delayed(_make_slide)(folder, spec) for spec in todo):
+                bar.update()
+        finally:
+            get_reusable_executor().shutdown(
+                wait=True, kill_workers=True
+            )  # idle workers would keep their memory
 
 
 def _warm_up(spec: Spec) -> None:
