@@ -5,7 +5,7 @@ openslide. ``pathkit.open_slide`` and its neighbours below are the everyday name
 the module of the same noun, as in ``pathkit.stain.macenko_stains``.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: that name would stand in the way of the module `pathkit.annotations`.
 
 import importlib
 from typing import Any

@@ -65,6 +65,12 @@ def test_importing_pathkit_costs_no_heavy_library():
     assert result.stdout.strip() == ""
 
 
+def test_the_first_import_of_a_module_gives_the_module():
+    code = "import pathkit; print(*[n for n in pathkit._MODULES if vars(pathkit).get(n) is not None])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""  # nothing of that name stands in the way of the lazy import
+
+
 def test_every_public_name_can_be_had():
     import pathkit
 
