@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -35,6 +36,7 @@ __all__ = [
     "heatmap",
     "heatmaps",
     "lesions",
+    "outputs_of",
     "predict_patches",
     "slide_score",
     "slide_scores",
@@ -55,8 +57,25 @@ def predict_patches(
     Returns
     -------
     DataFrame
-        A copy of `patches` with ``p_<class>`` for each class and ``predicted``.
+        A copy of `patches` with ``p_<class>`` for each class and ``predicted``. A warning says where the patches have another
+        mpp than those that the model was trained on.
+
+    Raises
+    ------
+    ValueError
+        If there is no patch, as of a slide without tissue.
     """
+    if not len(patches):
+        raise ValueError(
+            "predict_patches: no patch to predict. Has the slide tissue? Look at its tissue_mask, or lower min_tissue."
+        )
+    others = sorted({float(m) for m in patches["mpp"]} - {model.mpp})
+    if model.mpp is not None and any(abs(m / model.mpp - 1) > 0.05 for m in others):
+        message = (
+            f"the model was trained at {model.mpp:g} µm/px, these patches have {', '.join(f'{m:g}' for m in others)}: it sees"
+            f" everything at another size. Make the patches with mpp={model.mpp:g}."
+        )
+        warnings.warn(message, stacklevel=2)
     logits = _over_batches(model, patches, SlideSource(slides), batch_size, "predicting", progress)
     probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
@@ -83,6 +102,24 @@ def extract_features(
     if not len(patches):
         return np.zeros((0, encoder.dim), np.float32)
     return _over_batches(encoder, patches, SlideSource(source), batch_size, "features", progress)
+
+
+def outputs_of(
+    network: nn.Module, pixels: RGB, *, batch_size: int = 64, progress: bool = True
+) -> NDArray[np.float32]:
+    """What a network says of pixels that are in memory: logits of a `PatchClassifier`, features of an `Encoder`.
+
+    Parameters
+    ----------
+    pixels : (N, H, W, 3) uint8
+
+    Returns
+    -------
+    (N, ...) float32
+    """
+    batches = [pixels[s : s + batch_size] for s in range(0, len(pixels), batch_size)]
+    reads: list[tuple[int, Callable[[], RGB]]] = [(len(b), partial(np.asarray, b)) for b in batches]
+    return np.concatenate(list(_network_output(network, reads, "network", progress)))
 
 
 def heatmap(

@@ -21,6 +21,7 @@ from pathkit.encoders import Colour, Encoder, load_encoder
 from pathkit.files import replacing
 
 __all__ = [
+    "OrdinalHead",
     "PatchClassifier",
     "SmallCNN",
     "keep_memory",
@@ -61,8 +62,58 @@ def _stage(n_in: int, n_out: int) -> nn.Sequential:
     )
 
 
+class OrdinalHead(nn.Module):
+    """The cumulative-link (proportional odds) model: one score on a line, cut into classes that have an order.
+
+    ``P(class <= k) = sigmoid(cut_k - score)`` with rising cuts [1]_. The output is the logarithm of each class's probability,
+    so that cross-entropy on it is the model's likelihood, softmax gives the probabilities, and all that trains or uses a
+    `PatchClassifier` works unchanged. A nominal layer fits one direction a class and may confuse any two; here a confusion of
+    distant classes costs the likelihood much more than one of neighbours.
+
+    Parameters
+    ----------
+    n_in : int
+    n_classes : int
+        In order, at least 2.
+
+    References
+    ----------
+    .. [1] McCullagh, "Regression models for ordinal data", Journal of the Royal Statistical Society B 42 (1980).
+    """
+
+    def __init__(self, n_in: int, n_classes: int):
+        super().__init__()
+        if n_classes < 2:
+            raise ValueError(f"OrdinalHead: an order needs two or more classes, got {n_classes}.")
+        self.score = nn.Linear(n_in, 1, bias=False)
+        self.first = nn.Parameter(torch.tensor([1.0 - n_classes / 2]))
+        self.steps = nn.Parameter(torch.full((n_classes - 2,), 0.5413))  # softplus of it is 1
+
+    @property
+    def cuts(self) -> Tensor:
+        """(n_classes - 1,) rising."""
+        return torch.cat([self.first, self.first + nn.functional.softplus(self.steps).cumsum(0)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, D) to (N, C) logarithms of probabilities."""
+        below = self.cuts - self.score(x)  # (N, C - 1): the log odds of lying below each cut
+        upper = nn.functional.logsigmoid(below)
+        lower = nn.functional.logsigmoid(-below)
+        # log(sigmoid(b) - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b)), stable for all a < b
+        gap = torch.log(-torch.expm1(below[:, :-1] - below[:, 1:]))
+        middle = upper[:, 1:] + lower[:, :-1] + gap
+        return torch.cat([upper[:, :1], middle, lower[:, -1:]], dim=1)
+
+
 class PatchClassifier(nn.Module):
-    """An encoder and a linear layer: uint8 patches in, one logit a class out.
+    """An encoder and a last layer: uint8 patches in, one logit a class out.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    classes : sequence of str
+    ordinal : bool
+        The classes have an order, lowest first: the last layer is an `OrdinalHead`, not a linear one.
 
     Attributes
     ----------
@@ -73,7 +124,9 @@ class PatchClassifier(nn.Module):
         Their side.
     """
 
-    def __init__(self, encoder: Encoder, classes: Sequence[str]):
+    head: nn.Module
+
+    def __init__(self, encoder: Encoder, classes: Sequence[str], *, ordinal: bool = False):
         super().__init__()
         if len(classes) < 2 or len(set(classes)) != len(classes):
             raise ValueError(f"PatchClassifier: needs two or more different classes, got {list(classes)}.")
@@ -81,7 +134,8 @@ class PatchClassifier(nn.Module):
         self.norm = (
             nn.BatchNorm1d(encoder.dim, affine=False) if isinstance(encoder, Colour) else nn.Identity()
         )
-        self.head = nn.Linear(encoder.dim, len(classes))
+        make = OrdinalHead if ordinal else nn.Linear
+        self.head = make(encoder.dim, len(classes))
         self.classes = tuple(classes)
         self.mpp: float | None = None
         self.size_px: int | None = None
@@ -92,7 +146,7 @@ class PatchClassifier(nn.Module):
 
 
 def patch_classifier(
-    name: str = "small", *, classes: Sequence[str], pretrained: bool = True
+    name: str = "small", *, classes: Sequence[str], pretrained: bool = True, ordinal: bool = False
 ) -> PatchClassifier:
     """A classifier of patches, to be trained by `training.fit`.
 
@@ -103,9 +157,11 @@ def patch_classifier(
     classes : sequence of str
     pretrained : bool
         Start from the encoder's weights.
+    ordinal : bool
+        The classes have an order, lowest first (see `OrdinalHead`).
     """
     encoder = SmallCNN() if name == "small" else load_encoder(name, pretrained=pretrained)
-    return PatchClassifier(encoder, classes)
+    return PatchClassifier(encoder, classes, ordinal=ordinal)
 
 
 def save_model(model: PatchClassifier, path: str | os.PathLike[str]) -> Path:
@@ -116,6 +172,7 @@ def save_model(model: PatchClassifier, path: str | os.PathLike[str]) -> Path:
         "classes": list(model.classes),
         "mpp": model.mpp,
         "size_px": model.size_px,
+        "ordinal": isinstance(model.head, OrdinalHead),
     }
     with replacing(path) as partial:
         torch.save({"pathkit": facts, "weights": model.state_dict()}, partial)
@@ -140,7 +197,9 @@ def load_model(path: str | os.PathLike[str]) -> PatchClassifier:
         raise ValueError(
             f"{path.name}: not a model saved by pathkit ({type(error).__name__}). Use models.save_model."
         ) from error
-    model = patch_classifier(facts["encoder"], classes=facts["classes"], pretrained=False)
+    model = patch_classifier(
+        facts["encoder"], classes=facts["classes"], pretrained=False, ordinal=facts.get("ordinal", False)
+    )
     model.load_state_dict(weights)
     model.mpp, model.size_px = facts["mpp"], facts["size_px"]
     return model.eval()

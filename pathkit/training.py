@@ -12,7 +12,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,10 @@ class Augment(nn.Module):
         return x.clamp(0, 255)
 
 
-def class_weights(labels: np.ndarray, n_classes: int) -> np.ndarray:
+def class_weights(labels: np.ndarray, n_classes: int, names: Sequence[str] | None = None) -> np.ndarray:
     """Weights that give every class the same total: n / (n_classes * count); (n_classes,) float32.
+
+    `names` of the classes make the error below say which.
 
     Raises
     ------
@@ -108,9 +110,9 @@ def class_weights(labels: np.ndarray, n_classes: int) -> np.ndarray:
     """
     counts = np.bincount(labels, minlength=n_classes)
     if (counts == 0).any():
-        raise ValueError(
-            f"class number {int((counts == 0).argmax())} has no example to learn from. Add some, or leave it out."
-        )
+        number = int((counts == 0).argmax())
+        which = f"class number {number}" if names is None else f"class {names[number]!r}"
+        raise ValueError(f"{which} has no example to learn from. Add some, or leave it out.")
     return (len(labels) / (n_classes * counts)).astype(np.float32)
 
 
@@ -186,7 +188,7 @@ def fit(
     size_px, mpp = _one_field_of_view(train, val)
     train_labels = encode_labels(train, label, model.classes)[1]
     val_labels = encode_labels(val, label, model.classes)[1]
-    weights = class_weights(train_labels, len(model.classes))
+    weights = class_weights(train_labels, len(model.classes), model.classes)
     model.mpp, model.size_px = mpp, size_px
     if accelerator == "cpu" or not torch.cuda.is_available():
         keep_memory()
@@ -286,6 +288,7 @@ def fit_linear_probe(
     class_weights(labels, len(classes))
     model = patch_classifier(encoder, classes=classes).eval()
     model.norm = nn.Identity()
+    assert isinstance(model.head, nn.Linear)
     pixels = read_all(train, slides, progress=progress)
     with torch.inference_mode():
         parts = [

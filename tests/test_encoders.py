@@ -10,7 +10,7 @@ import skimage.data
 import torch
 from skimage.transform import resize
 
-from pathkit.encoders import ENCODERS, load_encoder
+from pathkit.encoders import ENCODERS, ImageNetLite0Mid, load_encoder
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +112,20 @@ def test_timm_models_stand_behind_the_same_interface(monkeypatch):
 
 def test_nothing_here_needs_torchvision():
     assert "torchvision" not in sys.modules
+
+
+def test_half_way_features_are_those_that_the_whole_network_passes_on(imagenet):
+    seen = []
+    hook = imagenet.network._blocks[10].register_forward_hook(lambda *a: seen.append(a[2]))
+    x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    average, bilinear = (load_encoder(f"efficientnet-lite0-mid{p}") for p in ("", "-bilinear"))
+    with torch.no_grad():
+        imagenet(x)
+        hook.remove()
+        torch.testing.assert_close(average.feature_maps(x), seen[0])
+        torch.testing.assert_close(average(x), seen[0].mean((2, 3)))
+        assert average.feature_maps(x).shape == (2, 112, 4, 4)
+        assert bilinear(x).shape == (2, 2048)
+    assert sum(p.numel() for p in average.parameters()) < 0.25 * sum(p.numel() for p in imagenet.parameters())
+    with pytest.raises(ValueError, match="'average' or 'bilinear'"):
+        ImageNetLite0Mid(pretrained=False, pooling="max")

@@ -10,7 +10,15 @@ import torch
 from pathkit import inference
 from pathkit.encoders import Encoder, load_encoder
 from pathkit.geometry import Raster
-from pathkit.inference import candidates, extract_features, heatmap, lesions, predict_patches, slide_score
+from pathkit.inference import (
+    candidates,
+    extract_features,
+    heatmap,
+    lesions,
+    outputs_of,
+    predict_patches,
+    slide_score,
+)
 from pathkit.models import PatchClassifier
 from pathkit.patches import patch_grid
 from pathkit.slide import SlideError, open_slide
@@ -155,6 +163,22 @@ def test_predictions_follow_the_rows(slide):
     brightness = slide.read_patches(grid).mean((1, 2, 3)) / 255
     np.testing.assert_allclose(predicted["p_bright"], 1 / (1 + np.exp(-8 * (brightness - 0.5))), atol=1e-5)
     assert ((predicted["p_bright"] > 0.5) == (predicted["predicted"] == "bright")).all()
+
+
+def test_patches_of_another_resolution_are_predicted_with_a_warning_that_says_which(slide):
+    patches = patch_grid(slide, size_px=32, mpp=1.0, mask=ALL)
+    with pytest.warns(UserWarning, match=r"trained at 0\.5 µm/px, these patches have 1: .*mpp=0\.5"):
+        predict_patches(bright_model(), patches, {slide.name: slide}, progress=False)
+    with pytest.raises(ValueError, match="no patch to predict"):
+        predict_patches(bright_model(), patches[:0], {slide.name: slide}, progress=False)
+
+
+def test_outputs_of_pixels_are_those_of_the_network():
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
+    model = bright_model()
+    with torch.no_grad():
+        expected = model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(outputs_of(model, pixels, batch_size=3, progress=False), expected, rtol=1e-5)
 
 
 def test_features_are_those_of_the_encoder(slide):

@@ -21,6 +21,7 @@ from pathkit.metrics import (
     iou,
     kappa,
     match_detections,
+    pairwise_kappa,
     roc_points,
     sensitivity_at,
 )
@@ -71,6 +72,50 @@ def test_kappa_by_hand_and_with_an_order():
     assert kappa([2, 2], [2, 2]) == 1
     with pytest.raises(ValueError, match="labels="):
         kappa(["a", "b"], ["a", "a"], weights="linear")
+
+
+def readings(n=40, seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 6, n)
+    table = pd.DataFrame({"patient_id": np.arange(n) // 2})
+    for reader, noise in (("a", 0.4), ("b", 0.8), ("c", 2.0)):
+        table[reader] = np.clip(np.rint(truth + rng.normal(0, noise, n)), 0, 5).astype(int)
+    return table
+
+
+@pytest.mark.parametrize("weights", [None, "linear", "quadratic"])
+def test_pairwise_kappa_is_that_of_scikit_learn_and_its_interval_that_of_the_bootstrap(weights):
+    from sklearn.metrics import cohen_kappa_score
+
+    table, labels = readings(), list(range(6))
+    pairs = pairwise_kappa(table, ["a", "b", "c"], labels=labels, weights=weights, n=300)
+    assert [tuple(p) for p in pairs[["first", "second"]].to_numpy()] == [
+        ("a", "b"), ("a", "c"), ("b", "c"), ("mean", "mean")
+    ]  # fmt: skip
+    for first, second, found in pairs[:3].itertuples(index=False):
+        expected = cohen_kappa_score(table[first], table[second], weights=weights, labels=labels)
+        assert found.value == pytest.approx(expected)
+        slow = bootstrap(
+            lambda t, a=first, b=second: kappa(t[a], t[b], weights=weights, labels=labels), table, n=300
+        )
+        assert (found.low, found.high) == pytest.approx((slow.low, slow.high))
+    assert pairs["kappa"].iloc[3].value == pytest.approx(np.mean([k.value for k in pairs["kappa"][:3]]))
+    model = pairwise_kappa(table, ["a"], against=["b", "c"], labels=labels, weights=weights, n=50)
+    assert model["second"].tolist() == ["b", "c", "mean"]
+
+
+def test_pairwise_kappa_says_what_it_cannot_compare():
+    table, labels = readings(), list(range(6))
+    with pytest.raises(ValueError, match="no column 'd'"):
+        pairwise_kappa(table, ["a", "d"], labels=labels)
+    with pytest.raises(ValueError, match="column 'a', row 0 holds 9"):
+        pairwise_kappa(table.assign(a=9), ["a", "b"], labels=labels)
+    with pytest.raises(ValueError, match="1 different patient_id"):
+        pairwise_kappa(table.assign(patient_id="one"), ["a", "b"], labels=labels)
+    with pytest.raises(ValueError, match="weights are None"):
+        pairwise_kappa(table, ["a", "b"], labels=labels, weights="cubic")
+    agreed = pairwise_kappa(table.assign(a=3, b=3), ["a", "b"], labels=labels)["kappa"].iloc[0]
+    assert (agreed.value, agreed.low) == (1.0, 1.0)
 
 
 @given(seed=st.integers(0, 300))

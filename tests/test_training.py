@@ -132,7 +132,7 @@ def test_class_weights_by_hand():
 
 
 def test_what_cannot_be_trained():
-    with pytest.raises(ValueError, match="no example"):
+    with pytest.raises(ValueError, match="class 'across' has no example"):
         fit(new_model(), TRAIN[TRAIN["label"] == "along"], VAL, **PLAIN)
     with pytest.raises(ValueError, match="one field of view"):
         fit(new_model(), TRAIN.assign(mpp=1.0), VAL, **PLAIN)

@@ -12,34 +12,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from pathkit.grading import PATTERNS, isup_grade
 from pathkit.synthetic.architecture import Architecture, Canvas, label, lesion_table, polygons, region_table
 
 __all__ = ["PATTERNS", "isup_grade", "prostate_core"]
 
 Mask = NDArray[np.bool_]
-PATTERNS = ("benign", "pattern 3", "pattern 4", "pattern 5")
-
-
-def isup_grade(shares: Mapping[str, float]) -> int:
-    """ISUP grade group of a biopsy, 0 (benign) to 5, from the shares of the patterns of its tumour.
-
-    The primary pattern is the largest; the secondary the highest of the others that takes at least 5% of the tumour
-    (Epstein et al., 2016).
-    """
-    parts = {p: float(shares.get(f"pattern {p}", 0)) for p in (3, 4, 5)}
-    total = sum(parts.values())
-    if total <= 0:
-        return 0
-    primary = max(parts, key=lambda p: (parts[p], p))
-    others = [p for p in parts if p != primary and parts[p] / total >= 0.05]
-    secondary = max(others) if others else primary
-    if primary + secondary == 6:
-        return 1
-    if (primary, secondary) == (3, 4):
-        return 2
-    if (primary, secondary) == (4, 3):
-        return 3
-    return 4 if primary + secondary == 8 else 5
 
 
 def prostate_core(
