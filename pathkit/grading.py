@@ -59,7 +59,7 @@ def gleason_score(
     ValueError
         If a share is negative or no number, a pattern unknown, or a least share not from 0 to 1.
     """
-    table = pd.DataFrame([{k: float(v) for k, v in shares.items()}])
+    table = pd.DataFrame([dict.fromkeys(PATTERNS, 0.0) | {k: float(v) for k, v in shares.items()}])
     primary, secondary = _patterns(table, least_tumour, least_secondary)
     return None if primary[0] == 0 else (int(primary[0]), int(secondary[0]))
 
