@@ -51,6 +51,7 @@ _MODULES = (
     "pooling",
     "slide",
     "splits",
+    "stain",
     "synthetic",
     "tables",
     "texture",

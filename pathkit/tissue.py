@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pathkit.geometry import Raster
 from pathkit.slide import Slide, open_slide
+from pathkit.stain import white_point
 
 if TYPE_CHECKING:
     import geopandas
@@ -33,8 +34,6 @@ __all__ = ["pen_mask", "tissue_fraction", "tissue_mask", "tissue_polygons"]
 OD_FLOOR, OD_CEILING = 0.03, 0.05
 #: Least difference between the channels' optical densities.
 LEAST_COLOUR = 0.025
-#: A white point below this is no glass: the slide is covered.
-DARKEST_WHITE = 200
 #: Smoothing before the threshold.
 SMOOTHING_UM = 8.0
 
@@ -97,21 +96,6 @@ def pen_mask(
     slide = source if isinstance(source, Slide) else open_slide(source, mpp=source_mpp)
     rgb = _read_whole(slide, mpp)
     return Raster(_pen(_optical_density(rgb, white_point(rgb), SMOOTHING_UM / mpp), 24.0 / mpp), mpp)
-
-
-def white_point(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Colour of the empty glass: a high percentile of each channel, or 245 where tissue covers everything.
-
-    Parameters
-    ----------
-    rgb : (H, W, 3) uint8
-
-    Returns
-    -------
-    (3,) float64
-    """
-    brightest = np.percentile(rgb.reshape(-1, 3)[:: max(1, rgb.size // 3_000_000)], 99, axis=0)
-    return np.where(brightest.min() >= DARKEST_WHITE, brightest, 245.0)
 
 
 def tissue_polygons(mask: Raster, *, slide_mpp: float, min_area_um2: float = 0.0) -> geopandas.GeoDataFrame:

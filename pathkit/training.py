@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from pathkit.models import PatchClassifier, keep_memory, patch_classifier
 from pathkit.patches import MEMORY_BUDGET_GB, SlideSource, encode_labels, read_all
+from pathkit.stain import HED, remix
 
 __all__ = ["Augment", "Fit", "class_weights", "fit", "fit_linear_probe"]
 
@@ -75,8 +76,7 @@ class Augment(nn.Module):
     def __init__(self, *, stain: float = 0.15, light: float = 0.03):
         super().__init__()
         self.stain, self.light = stain, light
-        stains = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-        stains = stains / stains.norm(dim=1, keepdim=True)
+        stains = torch.tensor(HED, dtype=torch.float32)
         self.register_buffer("stains", stains)
         self.register_buffer("unmix", torch.linalg.inv(stains))
 
@@ -91,8 +91,7 @@ class Augment(nn.Module):
         if self.stain:
             factors = torch.exp(self.stain * torch.randn(len(x), 3, device=x.device))
             mix = self.unmix @ (factors[:, :, None] * self.stains)  # (N, 3, 3): unmix, scale, mix again
-            density = -torch.log((x + 1) / 256)
-            x = 256 * torch.exp(-torch.einsum("nchw,nck->nkhw", density, mix)) - 1
+            x = remix(x, mix)
         if self.light:
             x = x * (1 + self.light * torch.randn(len(x), 1, 1, 1, device=x.device))
         return x.clamp(0, 255)
