@@ -51,6 +51,7 @@ _MODULES = (
     "pooling",
     "slide",
     "splits",
+    "staging",
     "stain",
     "synthetic",
     "tables",

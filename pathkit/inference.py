@@ -26,13 +26,14 @@ from tqdm.auto import tqdm
 from pathkit.encoders import Encoder
 from pathkit.geometry import Raster
 from pathkit.models import PatchClassifier, keep_memory, model_digest
-from pathkit.patches import SlideSource
+from pathkit.patches import SlideSource, encode_labels
 from pathkit.slide import Slide, SlideError
 from pathkit.tissue import tissue_fraction, tissue_mask
 
 __all__ = [
     "candidates",
     "extract_features",
+    "hard_examples",
     "heatmap",
     "heatmaps",
     "lesions",
@@ -80,6 +81,53 @@ def predict_patches(
     probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
     return patches.assign(**columns, predicted=np.array(model.classes, dtype=object)[probabilities.argmax(1)])
+
+
+def hard_examples(
+    model: PatchClassifier,
+    patches: pd.DataFrame,
+    n: int,
+    *,
+    slides: Any,
+    label: str = "label",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The patches that a model is most wrong about, to be learnt from once more (hard-negative mining [1]_).
+
+    Parameters
+    ----------
+    model : PatchClassifier
+        Trained.
+    patches : DataFrame
+        Labelled patches of training patients, most of which the model has not seen: all of one class for hard negatives.
+    n : int
+        How many to give back; fewer where there are fewer.
+    slides : DataFrame or mapping
+    label : str
+        Column with the class.
+
+    Returns
+    -------
+    DataFrame
+        Rows of `patches` with ``p_label``, the probability that the model gives their own class; lowest first.
+
+    Raises
+    ------
+    ValueError
+        If n is less than 1 or a label is unknown to the model.
+
+    References
+    ----------
+    .. [1] Wang et al., "Deep learning for identifying metastatic breast cancer", arXiv:1606.05718 (2016).
+    """
+    if n < 1:
+        raise ValueError(f"hard_examples: n must be at least 1, got {n}.")
+    encode_labels(patches, label, model.classes)
+    predicted = predict_patches(model, patches, slides, progress=progress)
+    columns = [f"p_{name}" for name in model.classes]
+    own = patches[label].map(dict(zip(model.classes, range(len(columns)), strict=True))).to_numpy(int)
+    p_label = predicted[columns].to_numpy()[np.arange(len(patches)), own]
+    return patches.assign(p_label=p_label).nsmallest(n, "p_label")
 
 
 def extract_features(
@@ -300,6 +348,42 @@ def candidates(maps: Mapping[str, Raster], **options: Any) -> pd.DataFrame:
 def slide_scores(slides: pd.DataFrame, maps: Mapping[str, Raster], *, top: int = 1) -> pd.DataFrame:
     """A copy of the slides table with ``score``, the `slide_score` of each slide's heatmap."""
     return slides.assign(score=[slide_score(maps[i], top=top) for i in slides["slide_id"]])
+
+
+def map_features(maps: Mapping[str, Raster]) -> pd.DataFrame:
+    """What a heatmap shows, in a few numbers for each slide, for a classifier of slides [1]_.
+
+    Parameters
+    ----------
+    maps : mapping
+        slide_id to heatmap (probabilities, NaN without tissue).
+
+    Returns
+    -------
+    DataFrame
+        Indexed by slide_id: ``top1``, ``top3``, ``top10`` (mean of the highest pixels); for the thresholds 0.5 and 0.9
+        ``share`` (of the tissue), ``places`` (number), ``longest_um`` and ``largest_um2`` (of the places),
+        ``mean`` (of the largest place). Zeros where there is nothing.
+
+    References
+    ----------
+    .. [1] Wang et al., "Deep learning for identifying metastatic breast cancer", arXiv:1606.05718 (2016).
+    """
+    rows = []
+    for slide_id, raster in maps.items():
+        row: dict[str, Any] = {"slide_id": slide_id}
+        row |= {f"top{n}": slide_score(raster, top=n) for n in (1, 3, 10)}
+        n_known = max(1, int(np.isfinite(raster.values).sum()))
+        for threshold in (0.5, 0.9):
+            places = lesions(raster, threshold=threshold)
+            row[f"share_{threshold}"] = float((raster.values >= threshold).sum()) / n_known
+            row[f"places_{threshold}"] = len(places)
+            row[f"longest_um_{threshold}"] = places["length_um"].max() if len(places) else 0.0
+            row[f"largest_um2_{threshold}"] = places["area_um2"].max() if len(places) else 0.0
+            largest = places.nlargest(1, "area_um2")["mean_score"]
+            row[f"mean_{threshold}"] = float(largest.iloc[0]) if len(places) else 0.0
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("slide_id")
 
 
 # Steps -----------------------------------------------------------------------------------------------------------

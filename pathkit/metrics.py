@@ -36,6 +36,7 @@ __all__ = [
     "pairwise_kappa",
     "roc_points",
     "sensitivity_at",
+    "spared",
 ]
 
 #: False positives per slide at which CAMELYON16 reads the sensitivity.
@@ -89,6 +90,30 @@ def sensitivity_at(y: ArrayLike, score: ArrayLike, *, specificity: float) -> flo
     """The highest sensitivity of a threshold whose specificity is at least `specificity`."""
     points = roc_points(y, score)
     return float(points.loc[1 - points["fpr"] >= specificity - 1e-12, "tpr"].max())
+
+
+def spared(y: ArrayLike, score: ArrayLike, *, sensitivity: float = 1.0) -> float:
+    """The share of all cases that need not be read: those below the highest threshold that keeps a sensitivity.
+
+    The threshold is taken from the same cases, so the share is too good for new ones: choose it on others and compare.
+    Arguments as in `auc`.
+
+    Parameters
+    ----------
+    sensitivity : float
+        Share of the positives that must stay above the threshold, 0 to 1 (1: none may be lost).
+
+    References
+    ----------
+    .. [1] Campanella et al., "Clinical-grade computational pathology using weakly supervised deep learning on whole slide
+       images", Nature Medicine 25 (2019).
+    """
+    if not 0 < sensitivity <= 1:
+        raise ValueError(f"spared: sensitivity is a share above 0 and up to 1, got {sensitivity}.")
+    truth, scores = _binary(y, score, "spared")
+    positives = np.sort(scores[truth])
+    n_lost = len(positives) - int(np.ceil(sensitivity * len(positives) - 1e-9))
+    return float((scores < positives[n_lost]).mean())
 
 
 def kappa(a: ArrayLike, b: ArrayLike, *, weights: str | None = None, labels: Sequence | None = None) -> float:

@@ -93,7 +93,9 @@ def patient_stage(nodes: Iterable[str]) -> str:
         return STAGES[max(ranks)]
     n_positive = sum(r >= 2 for r in ranks)
     if n_positive > 9:
-        raise ValueError(f"patient_stage: {n_positive} nodes with metastases; the rules here end at nine (pN2).")
+        raise ValueError(
+            f"patient_stage: {n_positive} nodes with metastases; the rules here end at nine (pN2)."
+        )
     return "pN1" if n_positive <= 3 else "pN2"
 
 

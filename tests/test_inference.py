@@ -228,3 +228,31 @@ def test_slide_scores_by_hand():
 def test_candidates_name_their_slides():
     table = candidates({"a": two_lesions(), "b": two_lesions()}, threshold=0.75)
     assert table["slide_id"].tolist() == ["a", "a", "b", "b"]
+
+
+def test_hard_examples_are_those_whose_own_class_is_least_likely():
+    values = np.array([10, 60, 120, 180, 250], np.uint8)
+    pixels = np.repeat(values, 32)[None, :, None].repeat(32, 0).repeat(3, 2)
+    slide, whole = open_slide(pixels, mpp=0.5), Raster(np.ones((2, 10), bool), 8.0)
+    table = patch_grid(slide, size_px=32, mpp=0.5, mask=whole).assign(label="dark")
+    hard = inference.hard_examples(bright_model(), table, 2, slides={slide.name: slide}, progress=False)
+    assert hard["x_l0"].tolist() == [128, 96]  # the brightest, brightest first
+    assert (hard["p_label"] < 0.5).all()
+    with pytest.raises(ValueError, match="at least 1"):
+        inference.hard_examples(bright_model(), table, 0, slides={})
+
+
+def test_map_features_of_a_map_worked_out_by_hand():
+    values = np.full((4, 6), 0.1, np.float32)
+    values[0, :3] = 0.95  # a place of three pixels
+    values[3, 5] = 0.6  # and one of one, above 0.5 only
+    values[2, 0] = np.nan
+    found = inference.map_features({"a": Raster(values, 10.0), "b": Raster(np.full((2, 2), np.nan), 10.0)})
+    a, b = found.loc["a"], found.loc["b"]
+    assert a["top1"] == pytest.approx(0.95)
+    assert a["share_0.5"] == pytest.approx(4 / 23)
+    assert (a["places_0.5"], a["places_0.9"]) == (2, 1)
+    assert a["largest_um2_0.9"] == 300
+    assert a["longest_um_0.9"] == pytest.approx(np.hypot(3, 1) * 10)
+    assert a["mean_0.5"] == pytest.approx(0.95)
+    assert (b == 0).all()

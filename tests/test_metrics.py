@@ -24,6 +24,7 @@ from pathkit.metrics import (
     pairwise_kappa,
     roc_points,
     sensitivity_at,
+    spared,
 )
 
 
@@ -313,3 +314,14 @@ def test_undefined_resamples_are_counted_and_too_many_are_refused():
 
 def test_an_interval_reads_well():
     assert str(Interval(0.934, 0.881, 0.969)) == "0.93 (95% CI 0.88 to 0.97)"
+
+
+def test_spared_are_those_below_the_lowest_positive_that_must_be_kept():
+    y, score = [0, 0, 1, 0, 1, 1, 1, 1], [0.1, 0.2, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7]
+    assert spared(y, score) == 2 / 8
+    assert (
+        spared(y, score, sensitivity=0.8) == 4 / 8
+    )  # one positive of five may be lost, and one negative goes with it
+    assert spared([1, 0], [0.1, 0.9]) == 0
+    with pytest.raises(ValueError, match="share above 0"):
+        spared(y, score, sensitivity=95)
