@@ -36,6 +36,7 @@ _NAMES = {
     "extract_features": "inference",
 }
 _MODULES = (
+    "agreement",
     "annotations",
     "cohort",
     "doctor",

@@ -24,16 +24,19 @@ __all__ = [
     "FrocCurve",
     "Interval",
     "auc",
+    "auc_within",
     "average_precision",
     "bootstrap",
     "bootstrap_difference",
     "dice",
+    "fleiss_kappa",
     "froc",
     "froc_interval",
     "iou",
     "kappa",
     "match_detections",
     "pairwise_kappa",
+    "predictive_values",
     "roc_points",
     "sensitivity_at",
     "spared",
@@ -67,6 +70,30 @@ def auc(y: ArrayLike, score: ArrayLike) -> float:
 
     y, score = _binary(y, score, "auc")
     return float(roc_auc_score(y, score))
+
+
+def auc_within(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
+    """Mean of the areas under the ROC curves within groups, weighed by their number of pairs.
+
+    For scores of several models, as out of cross-validation: only scores of one model are compared. Groups with one class
+    do not count.
+
+    Raises
+    ------
+    ValueError
+        If no group has both classes; else as `auc`.
+    """
+    truth, scores, groups = np.asarray(y), np.asarray(score, float), np.asarray(group)
+    areas, pairs = [], []
+    for name in pd.unique(groups):
+        inside = groups == name
+        n = int(truth[inside].sum())
+        if 0 < n < inside.sum():
+            areas.append(auc(truth[inside], scores[inside]))
+            pairs.append(n * (int(inside.sum()) - n))
+    if not areas:
+        raise ValueError(f"auc_within: none of {len(pd.unique(groups))} groups has both classes.")
+    return float(np.average(areas, weights=pairs))
 
 
 def average_precision(y: ArrayLike, score: ArrayLike) -> float:
@@ -245,6 +272,82 @@ def _kappas(confusion: NDArray[np.float64], disagreement: NDArray[np.float64]) -
     found, chance = ((t * disagreement).sum((-2, -1)) for t in (confusion, expected))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(found == 0, 1.0, 1 - found / chance)
+
+
+def fleiss_kappa(ratings: ArrayLike) -> float:
+    """Fleiss' kappa of several raters.
+
+    Parameters
+    ----------
+    ratings : (N, R)
+        One row an item, one column a rater; all items rated by all.
+
+    Returns
+    -------
+    float
+        1 where all agree on everything, 0 where they agree as by chance.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two raters, no item, or a rating is missing.
+
+    References
+    ----------
+    .. [1] Fleiss, "Measuring nominal scale agreement among many raters", Psychological Bulletin 76 (1971).
+    """
+    given = np.asarray(ratings)
+    if given.ndim != 2 or given.shape[1] < 2 or not len(given):
+        raise ValueError(f"fleiss_kappa: (items, raters) with at least two raters, got shape {given.shape}.")
+    if pd.isna(given).any():
+        row = int(pd.isna(given).any(1).argmax())
+        raise ValueError(
+            f"fleiss_kappa: a rating is missing in row {row}. Drop items that not all have rated."
+        )
+    codes = pd.factorize(given.ravel())[0].reshape(given.shape)
+    counts = np.stack([(codes == k).sum(1) for k in range(codes.max() + 1)], 1)
+    n = given.shape[1]
+    agreed = (counts * (counts - 1)).sum() / (len(given) * n * (n - 1))
+    by_chance = float(((counts.sum(0) / counts.sum()) ** 2).sum())
+    return 1.0 if by_chance == 1 else float((agreed - by_chance) / (1 - by_chance))
+
+
+def predictive_values(
+    sensitivity: ArrayLike, specificity: ArrayLike, prevalence: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positive and negative predictive value where a test is used, by Bayes' rule.
+
+    Parameters
+    ----------
+    sensitivity, specificity, prevalence : float or array
+        Shares from 0 to 1; arrays must fit each other's shape.
+
+    Returns
+    -------
+    ppv, npv : float64 arrays
+        NaN where nothing is called positive, or negative.
+
+    Raises
+    ------
+    ValueError
+        If a share is not from 0 to 1.
+
+    Examples
+    --------
+    >>> ppv, npv = predictive_values(0.95, 0.95, 0.01)
+    >>> round(float(ppv), 3)
+    0.161
+    """
+    named = {"sensitivity": sensitivity, "specificity": specificity, "prevalence": prevalence}
+    shares = {name: np.asarray(value, float) for name, value in named.items()}
+    for name, value in shares.items():
+        if not ((value >= 0) & (value <= 1)).all():
+            raise ValueError(f"predictive_values: {name} is a share from 0 to 1, got {value}.")
+    sens, spec, prev = np.broadcast_arrays(*shares.values())
+    hit, false = sens * prev, (1 - spec) * (1 - prev)
+    right, missed = spec * (1 - prev), (1 - sens) * prev
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return hit / (hit + false), right / (right + missed)
 
 
 def dice(a: ArrayLike, b: ArrayLike) -> float:

@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["LeakError", "check_no_leak", "hold_out_site", "patient_folds", "split_patients"]
+__all__ = [
+    "LeakError",
+    "check_no_leak",
+    "check_patients",
+    "hold_out_site",
+    "leak_report",
+    "out_of_fold",
+    "patient_folds",
+    "split_patients",
+]
 
 FRACTIONS = {"train": 0.6, "val": 0.2, "test": 0.2}
 
@@ -172,6 +183,154 @@ def check_no_leak(
                 f" score would be inflated: split again with split_patients(table, by={column!r})."
             )
     return table
+
+
+def check_patients(table: pd.DataFrame, *, constant: str | Sequence[str] = "site") -> pd.DataFrame:
+    """Make sure that no two patients share an id: what belongs to a person is the same on all their rows.
+
+    Hospitals number their patients alike, so that patient 17 of one and patient 17 of another become one when tables are
+    joined. A split then moves both together, which loses data, or counts their slides as one patient's, which falsifies
+    every interval.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With patient_id and each column of `constant`.
+    constant : str or sequence of str
+        What a person has one of: the hospital, the sex, the year of birth.
+
+    Returns
+    -------
+    DataFrame
+        `table` itself.
+
+    Raises
+    ------
+    LeakError
+        Naming a patient_id with two values, and the way out.
+    """
+    columns = [constant] if isinstance(constant, str) else list(constant)
+    _need(table, "patient_id", *columns)
+    for column in columns:
+        values = table.groupby("patient_id", observed=True)[column].unique()
+        several = values[values.map(len) > 1]
+        if len(several):
+            found = " and ".join(map(str, sorted(several.iloc[0], key=str)))
+            raise LeakError(
+                f"{len(several)} patient_id with more than one {column}, first {several.index[0]!r} with {found}: two"
+                f" patients with one id? Tell them apart: table['patient_id'] = table[{column!r}] + '-' + table['patient_id']."
+            )
+    return table
+
+
+def leak_report(
+    table: pd.DataFrame,
+    *,
+    units: Sequence[str] = ("slide_id", "patient_id", "site"),
+    train: str = "train",
+    test: str = "test",
+    split: str = "split",
+) -> pd.DataFrame:
+    """How much of the test part is known from training, by slide, by patient, by site.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Slides or patches, with the column `split` and each column of `units`.
+    units : sequence of str
+    train, test : str
+        Names of the two parts.
+
+    Returns
+    -------
+    DataFrame
+        One row a unit: in_train, in_test and shared (their numbers), and leaked, the share of the test rows whose unit is
+        in training too. A shared site is no error where the model will be used at these sites only.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or one of the parts is empty.
+    """
+    _need(table, split, *units)
+    parts = {name: table[table[split] == name] for name in (train, test)}
+    for name, rows in parts.items():
+        if not len(rows):
+            raise ValueError(
+                f"leak_report: no row in the part {name!r}; there are {sorted(table[split].unique())}."
+            )
+    report = []
+    for unit in units:
+        known = parts[test][unit].isin(parts[train][unit])
+        report.append(
+            {
+                "unit": unit,
+                "in_train": parts[train][unit].nunique(),
+                "in_test": parts[test][unit].nunique(),
+                "shared": parts[test].loc[known, unit].nunique(),
+                "leaked": float(known.mean()),
+            }
+        )
+    return pd.DataFrame(report).set_index("unit")
+
+
+def out_of_fold(
+    table: pd.DataFrame,
+    features: ArrayLike,
+    model: Any,
+    *,
+    label: str = "label",
+    positive: str | None = None,
+    fold: str = "fold",
+) -> NDArray[Any]:
+    """What a model says of every row when it learns from the other folds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        With the columns `label` and `fold` (`patient_folds`).
+    features : (N, D)
+        One row for each of the table.
+    model : scikit-learn classifier
+        A fresh copy is fitted for each fold.
+    positive : str, optional
+        Give the probability of this class; else the predicted class.
+
+    Returns
+    -------
+    (N,) float64, or labels
+
+    Raises
+    ------
+    ValueError
+        If the features do not fit the table, there is no such class, or all that a fold may learn from is of one class.
+    """
+    from sklearn.base import clone
+
+    _need(table, label, fold)
+    x, y, folds = np.asarray(features), table[label].to_numpy(), table[fold].to_numpy()
+    if len(x) != len(table):
+        raise ValueError(f"out_of_fold: {len(x)} rows of features for a table of {len(table)}.")
+    if positive is not None and positive not in y:
+        raise ValueError(
+            f"out_of_fold: no {label} {positive!r}; there are {', '.join(map(str, sorted(set(y))))}."
+        )
+    said = np.empty(len(table), float if positive is not None else object)
+    for number in np.unique(folds):
+        inside = folds == number
+        if len(set(y[~inside])) < 2:
+            raise ValueError(
+                f"out_of_fold: without fold {number} only the {label} {y[~inside][0]!r} is left to learn from. A site (or"
+                " patient) holds a class alone: join it with others, or leave the class out."
+                if (~inside).any()
+                else "out_of_fold: one fold only; there is nothing else to learn from."
+            )
+        fitted = clone(model).fit(x[~inside], y[~inside])
+        if positive is None:
+            said[inside] = fitted.predict(x[inside])
+        else:
+            said[inside] = fitted.predict_proba(x[inside])[:, list(fitted.classes_).index(positive)]
+    return said
 
 
 def _need(table: pd.DataFrame, *columns: str) -> None:

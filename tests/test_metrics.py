@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from pathkit.metrics import (
     Interval,
     auc,
+    auc_within,
     average_precision,
     bootstrap,
     bootstrap_difference,
     dice,
+    fleiss_kappa,
     froc,
     froc_interval,
     iou,
     kappa,
     match_detections,
     pairwise_kappa,
+    predictive_values,
     roc_points,
     sensitivity_at,
     spared,
@@ -126,6 +129,46 @@ def test_dice_and_iou_belong_together(seed):
     assert dice(a, b) == pytest.approx(2 * overlap / (1 + overlap))
     assert dice(a, a) == 1
     assert dice(a, b) == dice(b, a)
+
+
+#: Fleiss (1971), ten subjects and fourteen raters: how many chose each of five classes; his kappa is 0.210.
+FLEISS = [
+    [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+    [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
+]  # fmt: skip
+
+
+def test_fleiss_kappa_by_a_known_table_and_of_two():
+    ratings = np.array([np.repeat(np.arange(5), row) for row in FLEISS])
+    assert fleiss_kappa(ratings) == pytest.approx(0.210, abs=5e-4)
+    assert fleiss_kappa(ratings.astype(str)) == fleiss_kappa(ratings)
+    assert fleiss_kappa([["a", "a"], ["b", "b"]]) == 1
+    assert fleiss_kappa([["a", "b"], ["b", "a"]]) == pytest.approx(-1)
+    assert fleiss_kappa([[1, 1, 1]]) == 1
+    with pytest.raises(ValueError, match="at least two raters"):
+        fleiss_kappa([[1], [2]])
+    with pytest.raises(ValueError, match="missing in row 1"):
+        fleiss_kappa([["a", "b"], ["a", None]])
+
+
+def test_predictive_values_by_counting_people():
+    ppv, npv = predictive_values(0.9, 0.8, [0.5, 0.01])
+    assert ppv == pytest.approx([450 / (450 + 100), 9 / (9 + 198)])
+    assert npv == pytest.approx([400 / (400 + 50), 792 / (792 + 1)])
+    assert predictive_values(1.0, 1.0, 0.001)[0] == 1
+    assert np.isnan(predictive_values(0.0, 1.0, 0.5)[0])
+    with pytest.raises(ValueError, match="prevalence is a share"):
+        predictive_values(0.9, 0.9, 2)
+
+
+def test_auc_within_groups_ignores_what_differs_between_them():
+    y = np.array([0, 1, 0, 1, 1, 1])
+    score = np.array([0.1, 0.2, 10.1, 10.2, 99, 98])
+    assert auc_within(y, score, list("aabbcc")) == 1
+    assert auc(y[:4], score[:4]) == 0.75
+    assert auc_within(y, score, ["a"] * 6) == auc(y, score)
+    with pytest.raises(ValueError, match="none of 2 groups"):
+        auc_within([1, 1, 0, 0], [1, 2, 3, 4], list("aabb"))
 
 
 def test_dice_of_nothing_and_of_other_shapes():

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathkit.splits import LeakError, check_no_leak, hold_out_site, patient_folds, split_patients
+from pathkit.splits import (
+    LeakError,
+    check_no_leak,
+    check_patients,
+    hold_out_site,
+    leak_report,
+    out_of_fold,
+    patient_folds,
+    split_patients,
+)
 
 
 def cohort(n_patients=20, seed=0):
@@ -114,3 +123,67 @@ def test_what_cannot_be_split():
         split_patients(cohort().assign(patient_id=lambda t: t["patient_id"].where(t.index != 3)))
     with pytest.raises(ValueError, match="ask for 2 to 20"):
         patient_folds(cohort(), 21)
+
+
+def test_two_patients_with_one_id_are_told_apart():
+    table = cohort()
+    check_patients(table)
+    twice = pd.concat([table, table[table["patient_id"] == "p01"].assign(site="x")])
+    with pytest.raises(
+        LeakError, match=r"1 patient_id with more than one site, first 'p01' with x and y.*two patients"
+    ):
+        check_patients(twice)
+    apart = twice.assign(patient_id=twice["site"] + "-" + twice["patient_id"])
+    check_patients(apart)
+    with pytest.raises(ValueError, match="no column 'sex'"):
+        check_patients(table, constant=["site", "sex"])
+
+
+def test_the_leak_report_by_hand():
+    table = pd.DataFrame(
+        {
+            "slide_id": ["a1", "a2", "b1", "c1", "c1"],
+            "patient_id": list("aabcc"),
+            "site": ["x", "x", "x", "y", "y"],
+            "split": ["train", "test", "test", "test", "train"],
+        }
+    )
+    report = leak_report(table)
+    assert report["shared"].to_dict() == {"slide_id": 1, "patient_id": 2, "site": 2}
+    assert report["leaked"].round(3).to_dict() == {"slide_id": 0.333, "patient_id": 0.667, "site": 1.0}
+    assert report["in_train"].to_dict() == {"slide_id": 2, "patient_id": 2, "site": 2}
+    with pytest.raises(ValueError, match="no row in the part 'test'"):
+        leak_report(table.assign(split="train"))
+
+
+@given(seed=st.integers(0, 50))
+def test_a_split_by_patients_leaks_no_patient_and_no_slide(seed):
+    report = leak_report(split_patients(cohort(20, seed), seed=seed))
+    assert report.loc[["slide_id", "patient_id"], "leaked"].tolist() == [0, 0]
+
+
+def test_out_of_fold_scores_come_from_the_other_folds():
+    """A model that remembers can only repeat what it has seen: alone in its fold, a patient's label is not known."""
+    from sklearn.model_selection import cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.tree import DecisionTreeClassifier
+
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"patient_id": np.repeat(np.arange(12), 5), "label": np.repeat(["n", "p"] * 6, 5)})
+    features = np.repeat(rng.normal(size=(12, 3)), 5, 0) + 0.01 * rng.normal(size=(60, 3))
+    table["row"] = np.arange(60)
+    near = KNeighborsClassifier(3)
+    leaky = out_of_fold(patient_folds(table, 5, by="row"), features, near)
+    assert (leaky == table["label"]).all()
+    honest = patient_folds(table, 4, stratify="label")
+    score = out_of_fold(honest, features, near, positive="p")
+    folds = [(np.flatnonzero(honest["fold"] != f), np.flatnonzero(honest["fold"] == f)) for f in range(4)]
+    expected = cross_val_predict(near, features, table["label"], cv=folds, method="predict_proba")[:, 1]
+    np.testing.assert_array_equal(score, expected)
+    with pytest.raises(ValueError, match="rows of features"):
+        out_of_fold(honest, features[:5], near)
+    with pytest.raises(ValueError, match="no label 'q'"):
+        out_of_fold(honest, features, near, positive="q")
+    site = table.assign(fold=(table["label"] == "p").astype(int))
+    with pytest.raises(ValueError, match=r"without fold 0 only the label 'p' is left.*holds a class alone"):
+        out_of_fold(site, features, DecisionTreeClassifier())

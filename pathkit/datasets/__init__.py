@@ -31,6 +31,7 @@ _COHORTS: dict[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "colorectal": ("colorectal_cohort", {"n_patients": 40, "seed": 9}),
     "colorectal-confounded": ("colorectal_cohort", {"n_patients": 40, "confounded": 1.0, "seed": 9}),
+    "leak-lab": ("leak_cohort", {"n_patients": 48, "seed": 12}),
     "prostate": ("prostate_cohort", {"n_patients": 24, "cores_per_patient": 2, "seed": 10}),
     "breast": ("breast_cohort", {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "seed": 11}),
     "breast-ki67": (

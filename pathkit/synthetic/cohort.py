@@ -42,6 +42,7 @@ __all__ = [
     "Truth",
     "breast_cohort",
     "colorectal_cohort",
+    "leak_cohort",
     "lymph_node_cohort",
     "prostate_cohort",
     "slides_of",
@@ -79,6 +80,7 @@ class Truth:
     site: Site
     marker: str | None
     artefacts: tuple[Artefact, ...]
+    stain_seed: int | None = None
 
 
 # The cohorts -----------------------------------------------------------------------------------------------------
@@ -431,6 +433,74 @@ def breast_cohort(
     return _made(folder, parameters, plan, workers, progress)
 
 
+def leak_cohort(
+    folder: str | os.PathLike[str],
+    *,
+    n_patients: int = 48,
+    slides_per_patient: int = 2,
+    shares: tuple[float, ...] = (0.75, 0.375, 0.1875),
+    sites: tuple[str, ...] = _HOME,
+    size_um: tuple[float, float] = (1000.0, 800.0),
+    mpp: float | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make, or finish making, slides whose label cannot be seen in them: what a model finds all the same is a leak.
+
+    All slides are normal lymph nodes. The label is dealt out to patients and changes nothing in the tissue. Three things
+    can give it away: patches of one slide resemble each other; the slides of a patient were stained on one day; and the
+    laboratories differ in their share of positive patients.
+
+    Parameters
+    ----------
+    folder : path
+    n_patients, slides_per_patient : int
+    shares : tuple of float
+        Share of positive patients at each of `sites`.
+    sites, size_um, mpp, seed, workers
+        As `lymph_node_cohort`.
+
+    Returns
+    -------
+    DataFrame
+        Slides: slide_id, patient_id, site, paths, mpp, label ("positive" or "negative").
+
+    Raises
+    ------
+    ValueError
+        If a parameter is impossible, the folder holds another cohort, or the disk is too small.
+    """
+    who = "leak_cohort"
+    parameters = _common(who, n_patients, sites, 0.0, mpp, size_um, seed)
+    parameters |= {"slides_per_patient": slides_per_patient, "shares": list(shares)}
+    if slides_per_patient < 1 or len(shares) != len(sites):
+        raise ValueError(
+            f"{who}: at least one slide a patient, and a share for each of the {len(sites)} sites."
+        )
+    _check_share(who, **{f"share of {site}": share for site, share in zip(sites, shares, strict=True)})
+    rng = np.random.default_rng([seed, 8])
+    plan = []
+    for number, (site, share) in enumerate(zip(sites, shares, strict=True)):
+        patients = np.arange(number, n_patients, len(sites))
+        positive = rng.permutation(np.arange(len(patients)) < round(len(patients) * share))
+        for patient, is_positive in zip(patients, positive, strict=True):
+            day = int(rng.integers(1, 2**24))
+            for part in range(slides_per_patient):
+                spec = _spec(
+                    f"L{patient:03d}-S{part + 1}",
+                    f"L{patient:03d}",
+                    site,
+                    "lymph node",
+                    rng,
+                    parameters,
+                    {"category": "normal"},
+                    label="positive" if is_positive else "negative",
+                )
+                plan.append(spec | {"stain_seed": day})
+    return _made(folder, parameters, plan, workers, progress)
+
+
 # Reading back ----------------------------------------------------------------------------------------------------
 
 
@@ -593,7 +663,7 @@ def _truth(spec: Spec) -> Truth:
     architecture = _architecture(spec)
     site = SITES[spec["site"]] if spec["mpp"] is None else SITES[spec["site"]].at(spec["mpp"])
     artefacts = random_artefacts(architecture, spec["artefacts"]) if spec["artefacts"] else []
-    return Truth(architecture, site, spec["marker"], tuple(artefacts))
+    return Truth(architecture, site, spec["marker"], tuple(artefacts), spec.get("stain_seed"))
 
 
 def _architecture(spec: Spec) -> Architecture:
@@ -639,7 +709,12 @@ def _make_slide(folder: Path, spec: Spec) -> None:
     write_text(folder / f"{name}.json", json.dumps(facts))
 
     def read(location: tuple[int, int], part: tuple[int, int]) -> np.ndarray:
-        return scan(architecture, site, location, part, marker=truth.marker, artefacts=truth.artefacts)
+        kept: dict[str, Any] = {
+            "marker": truth.marker,
+            "artefacts": truth.artefacts,
+            "stain_seed": truth.stain_seed,
+        }
+        return scan(architecture, site, location, part, **kept)
 
     write_pyramid(read, folder / f"{name}.tif", mpp=site.mpp, size=(size[0], size[1]), quality=site.quality)
 

@@ -15,7 +15,9 @@ _NAMES = {
     "ThresholdExplorer": "threshold",
     "draw_outlines": "threshold",
     "is_static": "threshold",
+    "AnnotationDrill": "drill",
     "Gallery": "gallery",
+    "SplitBoard": "splitboard",
     "link": "link",
     **dict.fromkeys(
         ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"

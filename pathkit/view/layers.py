@@ -481,10 +481,28 @@ class Points(Layer):
         self._columns = ("x_um", "y_um") if um else ("x_l0", "y_l0")
         by = "class" if by is None and "class" in table else by
         _check_rows(table, self.name, (*self._columns, *([by] if by else [])))
-        self.table, self.by, self.size_px = table, by, size_px
+        self.table, self.by, self.size_px, self._given = table, by, size_px, dict(colours or {})
         self.xy_l0 = table[list(self._columns)].to_numpy(np.float64)
         self._um = um
-        self._colour_rows(dict(colours or {}))
+        self._colour_rows(self._given)
+
+    def recolour(self, table: pd.DataFrame) -> None:
+        """Colour the same rows by other values: the next labels, another score.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not the same.
+        """
+        assert self.table is not None
+        if not table.index.equals(self.table.index):
+            raise ValueError(
+                f"layer {self.name!r}: recolour takes the same {len(self.table)} rows, got {len(table)}."
+            )
+        self.table = table
+        self._colour_rows(self._given)
+        if hasattr(self, "_dimensions"):
+            self._index(self._dimensions)
 
     def _colour_rows(self, given: dict[str, str]) -> None:
         assert self.table is not None
@@ -530,6 +548,7 @@ class Points(Layer):
 
     def _index(self, dimensions: tuple[int, int]) -> None:
         """Rows sorted by a coarse grid, so that a view touches its own rows alone."""
+        self._dimensions = dimensions
         self._bin = np.array(dimensions) / BINS
         cols, rows = np.clip(self.xy_l0 / self._bin, 0, BINS - 1).astype(np.uint16).T
         cells = rows * np.uint16(BINS) + cols

@@ -113,6 +113,7 @@ class SlideViewer:
         self._live: _Live | None = None
         self._selected: tuple[Layer, NDArray[np.intp]] | None = None
         self._on_select: list[Callable[[pd.DataFrame], Any]] = []
+        self._on_draw: list[Callable[[geopandas.GeoDataFrame], Any]] = []
         self._drawn: dict[str, dict[str, list[Any]]] = _nothing_drawn()
         self._undo: list[dict[str, dict[str, list[Any]]]] = []
         self._groups: list[str] = []
@@ -297,12 +298,17 @@ class SlideViewer:
                     fresh[kind][column].append(value)
         self._redraw(fresh)
 
+    def on_draw(self, callback: Callable[[geopandas.GeoDataFrame], Any]) -> None:
+        """Call `callback` with `drawn` whenever something was drawn, edited or deleted."""
+        self._on_draw.append(callback)
+
     def undo(self) -> None:
         """Take back the last drawing, edit or deletion."""
         if self._undo:
             last = self._undo.pop()
             self._drawn = last
             self._show_drawn()
+            self._tell_drawn()
 
     def save_drawn(self, path: str | os.PathLike[str]) -> Path:
         """Write what was drawn as QuPath GeoJSON (or ASAP, for ``.xml``)."""
@@ -313,6 +319,11 @@ class SlideViewer:
             self._undo = [*self._undo[-99:], self._drawn]
             self._drawn = drawn
             self._show_drawn()
+            self._tell_drawn()
+
+    def _tell_drawn(self) -> None:
+        for callback in self._on_draw:
+            callback(self.drawn)
 
     def _show_drawn(self) -> None:
         if self._live is not None:
@@ -339,6 +350,7 @@ class SlideViewer:
             if drawn != self._drawn:
                 self._undo = [*self._undo[-99:], self._drawn]
                 self._drawn = drawn
+                self._tell_drawn()
 
     def _seen(self, view: View) -> None:
         with self._lock:
