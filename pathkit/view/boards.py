@@ -15,6 +15,7 @@ from pathkit.patches import SlideSource
 from pathkit.slide import Slide
 from pathkit.view.gallery import Gallery, Rows, Shown
 from pathkit.view.layers import PALETTE, Heatmap, Mask, Patches, Polygons, SecondSlide
+from pathkit.view.pane import pane
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "Tuner", "compare", "tune"]
@@ -139,7 +140,6 @@ class EmbeddingExplorer(_OnSlides):
         import ipywidgets
         from bokeh.models import ColumnDataSource
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         rows = self._drawn_rows
         self._points = ColumnDataSource(
@@ -166,7 +166,7 @@ class EmbeddingExplorer(_OnSlides):
             "indices", lambda attr, old, new: self.select(self.table.index[rows[sorted(new)]])
         )
         self._pane = ipywidgets.VBox()
-        return ipywidgets.VBox([ipywidgets.HBox([BokehModel(plot), self.gallery.widget()]), self._pane])
+        return ipywidgets.VBox([ipywidgets.HBox([pane(plot), self.gallery.widget()]), self._pane])
 
     def _selected(self) -> None:
         super()._selected()
@@ -270,7 +270,6 @@ class ErrorAtlas(_OnSlides):
         import ipywidgets
         from bokeh.models import ColumnDataSource, FactorRange
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         self._cells = ColumnDataSource({k: [] for k in ("label", "predicted", "n", "share", "ink")})
         plot: Any = figure(
@@ -296,7 +295,7 @@ class ErrorAtlas(_OnSlides):
         button.on_click(lambda _: self.relabel(self.gallery.selection, names.value))
         self._pane = ipywidgets.VBox()
         beside = ipywidgets.VBox([self.gallery.widget(), ipywidgets.HBox([names, button])])
-        return ipywidgets.VBox([ipywidgets.HBox([BokehModel(plot), beside]), self._pane])
+        return ipywidgets.VBox([ipywidgets.HBox([pane(plot), beside]), self._pane])
 
     def _fill(self) -> None:
         matrix = self.matrix
@@ -559,7 +558,6 @@ class TrainingMonitor(Shown):
         import ipywidgets
         from bokeh.models import ColumnDataSource
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         self._curve = ColumnDataSource({"epoch": [], "train": [], "val": []})
         plot: Any = figure(
@@ -579,7 +577,7 @@ class TrainingMonitor(Shown):
         controls = ipywidgets.HBox([pause, stop, rate])
         self._widget = ipywidgets.VBox()
         self._redraw()
-        beside = ipywidgets.VBox([controls, BokehModel(plot)])
+        beside = ipywidgets.VBox([controls, pane(plot)])
         self._widget.children = [
             ipywidgets.HBox([beside, ipywidgets.Box([self.viewer.widget()], layout={"flex": "1"})])
         ]
@@ -634,28 +632,35 @@ class CaseBoard(Shown):
         figure = Figure(figsize=(14, 4.4 * rows), layout="constrained")
         if self.title:
             figure.suptitle(self.title)
-        for part, (name, pane) in zip(
+        for part, (name, content) in zip(
             np.ravel(figure.subfigures(rows, self.columns, squeeze=False)), self.panes.items(), strict=False
         ):
             part.suptitle(name, fontsize=10)
-            if isinstance(pane, (str, pd.DataFrame)):
-                text = pane if isinstance(pane, str) else pane.to_string(index=False, max_rows=14, max_cols=7)
+            if isinstance(content, (str, pd.DataFrame)):
+                text = (
+                    content
+                    if isinstance(content, str)
+                    else content.to_string(index=False, max_rows=14, max_cols=7)
+                )
                 part.text(0.02, 0.88, text, va="top", family="monospace", fontsize=8)
             else:
-                _image(part, pane.snapshot())
+                _image(part, content.snapshot())
         return figure
 
     def _built(self) -> Any:
         import ipywidgets
 
         boxes = []
-        for name, pane in self.panes.items():
-            if isinstance(pane, (str, pd.DataFrame)):
+        for name, content in self.panes.items():
+            if isinstance(content, pd.DataFrame):
+                table = content.to_html(index=False, border=0, max_rows=30, float_format="{:.3g}".format)
                 shown: Any = ipywidgets.HTML(
-                    pane.to_html(index=False) if isinstance(pane, pd.DataFrame) else f"<p>{pane}</p>"
+                    f'<div class="jp-RenderedHTMLCommon" style="overflow:auto;max-height:400px">{table}</div>'
                 )
+            elif isinstance(content, str):
+                shown = ipywidgets.HTML(f'<p style="line-height:1.4">{content}</p>')
             else:
-                shown = pane.widget()
+                shown = content.widget()
             boxes.append(
                 ipywidgets.VBox([ipywidgets.HTML(f"<b>{name}</b>"), shown], layout={"min_width": "0"})
             )

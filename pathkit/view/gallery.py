@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pathkit.patches import SlideSource
+from pathkit.view.pane import load_bokeh, pane
 from pathkit.view.threshold import is_static
 
 __all__ = ["Gallery", "Rows", "Shown"]
@@ -37,8 +38,6 @@ class Shown:
     def widget(self) -> Any:
         """The view as an ipywidget; one, however often it is asked for."""
         if self._widget is None:
-            from pathkit.view.viewer import load_bokeh
-
             load_bokeh()
             self._widget = self._built()
         return self._widget
@@ -218,7 +217,6 @@ class Gallery(Rows):
         import ipywidgets
         from bokeh.models import ColumnDataSource, HoverTool, Range1d
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         plot: Any = figure(
             width=104 * self.n_cols,
@@ -264,7 +262,7 @@ class Gallery(Rows):
         forth.on_click(lambda _: self.turn(self.page + 1))
         self._widget = ipywidgets.VBox()  # so that the refresh below fills the sources
         self._refresh()
-        self._widget.children = [ipywidgets.HBox([back, forth, self._line]), BokehModel(plot)]
+        self._widget.children = [ipywidgets.HBox([back, forth, self._line]), pane(plot)]
         return self._widget
 
     def _tapped(self, attr: str, old: list[int], new: list[int]) -> None:

@@ -8,6 +8,7 @@ datashader beyond.
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -118,6 +119,18 @@ class Layer:
     def legend(self) -> list[tuple[str, str]]:
         """Names and colours."""
         return []
+
+    def key_html(self) -> str:
+        """The legend for the panel: one coloured square where the layer's name says the rest, else a list in a div."""
+        entries = self.legend()
+        squares = [f'<span style="color:{colour};font-size:14px">■</span>' for _, colour in entries]
+        if [name for name, _ in entries] in ([], [self.name]):
+            return "".join(squares)
+        named = (
+            f'<span style="white-space:nowrap">{square} {html.escape(name)}</span> '
+            for square, (name, _) in zip(squares, entries, strict=True)
+        )
+        return f'<div style="line-height:1.4;font-size:11px;padding-left:22px">{"".join(named)}</div>'
 
     def controls(self) -> list[Any]:
         """Widgets of its own."""
@@ -324,12 +337,15 @@ class Heatmap(Layer):
 
         return ListedColormap(self._palette())
 
+    def key_html(self) -> str:
+        return _gradient(self.low, self.high, self._palette()[::16])
+
     def legend(self) -> list[tuple[str, str]]:
         colours = self._palette()
         return [
-            (f"{self.low:.3g}", colours[0]),
-            (f"{(self.low + self.high) / 2:.3g}", colours[127]),
-            (f"{self.high:.3g}", colours[-1]),
+            (_short(self.low), colours[0]),
+            (_short((self.low + self.high) / 2), colours[127]),
+            (_short(self.high), colours[-1]),
         ]
 
     def controls(self) -> list[Any]:
@@ -341,6 +357,7 @@ class Heatmap(Layer):
             max=self.high,
             step=(self.high - self.low) / 100,
             description="from",
+            readout_format=".2g",
         )
         slider.style.description_width, slider.layout.width = "35px", "auto"
         slider.observe(lambda change: setattr(self, "threshold", change["new"]), "value")
@@ -379,6 +396,8 @@ class Mask(Heatmap):
 
     def legend(self) -> list[tuple[str, str]]:
         return [(self.name, self.colour)]
+
+    key_html = Layer.key_html
 
     def controls(self) -> list[Any]:
         return []
@@ -431,7 +450,7 @@ class Attention(Heatmap):
                 np.add.at(count, (rows[known] + dr, cols[known] + dc), 1)
         with np.errstate(invalid="ignore"):
             values = np.where(count > 0, total / count, np.nan)
-        low = self._options.get("low", float(np.nanmin(values)))
+        low = self._options.get("low", min(0.0, float(np.nanmin(values))))
         high = self._options.get("high", float(np.nanmax(values)))
         super().__init__(
             Raster(values, cell * slide.mpp, tuple(corner * slide.mpp)),  # type: ignore[arg-type]
@@ -722,6 +741,13 @@ class Points(Layer):
             linewidths=0.5,
             alpha=self.opacity,
             zorder=4,
+        )
+
+    def key_html(self) -> str:
+        if not self.numeric:
+            return super().key_html()
+        return _gradient(
+            self.low, self.high, [f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in self.palette[::2]]
         )
 
     def legend(self) -> list[tuple[str, str]]:
@@ -1112,3 +1138,18 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 
     red, green, blue = (round(255 * v) for v in to_rgb(colour))
     return red, green, blue
+
+
+def _gradient(low: float, high: float, colours: Sequence[str]) -> str:
+    """A colour bar with its ends, as HTML."""
+    ends = "".join(f"<span>{_short(v)}</span>" for v in (low, high))
+    return (
+        '<div style="line-height:1.3;font-size:11px;padding:0 8px 0 22px">'
+        f'<div style="height:8px;background:linear-gradient(90deg,{",".join(colours)})"></div>'
+        f'<div style="display:flex;justify-content:space-between">{ends}</div></div>'
+    )
+
+
+def _short(value: float) -> str:
+    """Three digits; what is nothing beside them is 0."""
+    return "0" if abs(value) < 1e-6 else f"{value:.3g}"

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pathkit.view.layers import Layer
+from pathkit.view.pane import pane
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["link"]
@@ -82,7 +83,6 @@ def _table(frame: pd.DataFrame) -> Any:
 
 def _link_source(viewer: SlideViewer, layer: Layer, model: Any) -> Any:
     from bokeh.models import ColumnDataSource, LayoutDOM
-    from jupyter_bokeh import BokehModel
 
     assert layer.table is not None
     rows = len(layer.table)
@@ -106,4 +106,4 @@ def _link_source(viewer: SlideViewer, layer: Layer, model: Any) -> Any:
 
     source.selected.on_change("indices", from_chart)
     viewer.on_select(from_slide)
-    return BokehModel(model) if isinstance(model, LayoutDOM) else None
+    return pane(model) if isinstance(model, LayoutDOM) else None

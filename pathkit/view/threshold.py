@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pathkit.geometry import Raster
 from pathkit.metrics import FrocCurve, auc, froc, match_detections, roc_points
+from pathkit.view.pane import load_bokeh, pane
 
 __all__ = ["ThresholdExplorer", "draw_outlines", "is_static"]
 
@@ -264,10 +265,7 @@ class ThresholdExplorer:
         if is_static():
             display(Image(self.snapshot()))
             return
-        from bokeh.io import output_notebook
-        from bokeh.resources import INLINE
-
-        output_notebook(INLINE, hide_banner=True)  # no CDN: the notebook works without a network
+        load_bokeh()
         display(self.widget())
 
 
@@ -276,7 +274,6 @@ class _Live:
 
     def __init__(self, explorer: ThresholdExplorer):
         import ipywidgets
-        from jupyter_bokeh import BokehModel
 
         self.explorer = explorer
         options = [(f"{r.slide_id} ({r.label})", r.slide_id) for r in explorer.slides.itertuples()]
@@ -286,9 +283,9 @@ class _Live:
         )
         self.line = ipywidgets.HTML()
         self._build_figures()
-        self.update()  # before BokehModel, which shows the figures as they are when it is made
+        self.update()  # before the pane, which shows the figures as they are when it is made
         controls = ipywidgets.HBox([self.slide, self.slider])
-        self.box = ipywidgets.VBox([controls, BokehModel(self.layout), self.line])
+        self.box = ipywidgets.VBox([controls, pane(self.layout), self.line])
         self.slide.observe(lambda change: setattr(explorer, "slide_id", change["new"]), "value")
         self.slider.observe(lambda change: setattr(explorer, "threshold", change["new"]), "value")
 

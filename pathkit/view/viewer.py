@@ -9,6 +9,7 @@ what Python says through another (`down`); all other models are kept from answer
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import threading
@@ -30,20 +31,21 @@ from numpy.typing import NDArray
 from pathkit.annotations import annotation_frame, write_annotations
 from pathkit.annotations.rows import Row
 from pathkit.geometry import Box
-from pathkit.slide import Slide
+from pathkit.slide import Slide, SlideError
 from pathkit.view import registry
 from pathkit.view.layers import PALETTE, Layer, SecondSlide, as_layer
+from pathkit.view.pane import JS, load_bokeh, pane
 from pathkit.view.threshold import is_static
 from pathkit.view.tiles import TILE_PX, Pyramid, TileCache, jpeg
 
 __all__ = ["SlideViewer", "View"]
 
-JS = Path(__file__).parent / "js"
-HELP = (
-    "Polygon: hold the button for half a second to begin and to end, click for corners. Freehand: drag. Box: shift and"
-    " drag. Edit: double-click a shape, then drag its corners. Delete: click a shape, then the backspace key."
-    " Lasso or click: select. Arrows, +, -, 0: move, zoom, whole slide."
-)
+HOUSE = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><path fill='gray' d='M12 4 3 12h3v8h5v-5h2v5h5v-8h3z'/></svg>"
+#: Icon and description of the buttons beside Bokeh's tools.
+ACTIONS = [
+    (f"data:image/svg+xml;utf8,{HOUSE}", "Whole slide (0; arrows move, + and - zoom)"),
+    ("undo", "Undo the last drawing (Ctrl+Z)"),
+]
 _pool = ThreadPoolExecutor(2, "pathkit-view")
 
 
@@ -345,6 +347,8 @@ class SlideViewer:
             self._choose_inside(shapely.Point(message["x"], message["y"]).buffer(message["r"]), tap=True)
         elif kind == "lasso":
             self._choose_inside(_region(message["g"]))
+        elif kind == "undo":
+            self.undo()
         elif kind == "drawn":
             drawn = {name: {c: list(v) for c, v in columns.items()} for name, columns in message["d"].items()}
             if drawn != self._drawn:
@@ -410,24 +414,6 @@ class SlideViewer:
         self.close()
 
 
-def load_bokeh() -> None:
-    """Load BokehJS into the page: from Jupyter Server where the extension runs, else from the notebook itself."""
-    from IPython.core.getipython import get_ipython
-    from IPython.display import Javascript, display
-
-    if get_ipython() is None:
-        return
-    if registry.available():
-        import bokeh
-
-        display(Javascript((JS / "load.js").read_text().replace("VERSION", bokeh.__version__)))
-        return
-    from bokeh.io import output_notebook
-    from bokeh.resources import INLINE
-
-    output_notebook(INLINE, hide_banner=True)
-
-
 class Figure:
     """The Bokeh models of a viewer."""
 
@@ -436,10 +422,10 @@ class Figure:
             BoxEditTool,
             CategoricalColorMapper,
             ColumnDataSource,
+            CustomAction,
             CustomJS,
             FreehandDrawTool,
             FullscreenTool,
-            HoverTool,
             LassoSelectTool,
             PanTool,
             PointDrawTool,
@@ -510,8 +496,8 @@ class Figure:
         )
         pan, wheel = PanTool(), WheelZoomTool()
         lasso = LassoSelectTool(renderers=[], continuous=False, description="Select by lasso")
-        self.hover = HoverTool(renderers=[], visible=False)
-        plot.add_tools(pan, wheel, lasso, *self.draw_tools, edit, FullscreenTool(), self.hover)
+        home, undo = (CustomAction(icon=icon, description=text) for icon, text in ACTIONS)
+        plot.add_tools(home, pan, wheel, lasso, *self.draw_tools, edit, undo, FullscreenTool())
         plot.toolbar.active_drag, plot.toolbar.active_scroll, plot.toolbar.active_tap = pan, wheel, None
 
         spec = {
@@ -528,6 +514,9 @@ class Figure:
             "drawn": self.sources,
             "spec": spec,
         }
+        home.callback, undo.callback = (
+            CustomJS(args={"figure": plot}, code=f"figure.pathkit.{call}") for call in ("home()", "undo()")
+        )
         script = CustomJS(args=args, code=(JS / "viewer.js").read_text(), module=True)
         for attribute in ("inner_width", "inner_height"):
             plot.js_on_change(attribute, script)
@@ -558,6 +547,7 @@ class _Live:
         import ipywidgets
 
         self.viewer, self.last, self.cache = viewer, -1, TileCache(16_000_000)
+        self._saying = threading.Lock()  # tiles are sent by other threads
         self.slides: list[Any] = [(viewer.pyramid, 1.0, 0.0, 0.0)]
         self.slides += [
             (layer.pyramid, layer.scale, *layer.offset_l0)
@@ -579,15 +569,16 @@ class _Live:
         self.refresh(viewer.view)
         self.figure.quiet()
         self.figure.up.on_change("data", lambda attr, old, new: self._message(new["msg"][0]))
-        self.pane = _pane(self.figure.plot)
-        self.panel = ipywidgets.VBox(layout={"width": "235px", "flex": "0 0 235px", "padding": "0 0 0 8px"})
+        self.pane = pane(self.figure.plot)
+        self.pane.layout.width = "100%"
+        self.panel = ipywidgets.VBox(layout={"width": "240px", "flex": "0 0 240px", "padding": "0 0 0 8px"})
+        self.panel.layout.max_height, self.panel.layout.overflow = f"{viewer.height_px}px", "hidden auto"
         self.fill_panel()
         row = ipywidgets.HBox(
             [ipywidgets.Box([self.pane], layout={"flex": "1 1 auto", "min_width": "300px"}), self.panel]
         )
-        help_line = ipywidgets.HTML(f'<span style="color:#666;font-size:11px;line-height:1.3">{HELP}</span>')
         self.error = ipywidgets.HTML()
-        self.box = ipywidgets.VBox([row, help_line, self.error])
+        self.box = ipywidgets.VBox([row, self.error])
 
     # From and to the browser
 
@@ -609,18 +600,28 @@ class _Live:
                     self.keep_drawn()
             self.error.value = ""
         except Exception as error:  # the user sees it under the figure; the comm would swallow it
-            self.error.value = f'<span style="color:#b00">{type(error).__name__}: {error}</span>'
+            self._report(error)
             raise
+
+    def _report(self, error: Exception) -> None:
+        self.error.value = (
+            f'<span style="color:#b00">{type(error).__name__}: {html.escape(str(error))}</span>'
+        )
 
     def say(self, message: dict[str, Any]) -> None:
         """Tell the browser."""
-        self.figure.down.data = {"msg": [json.dumps({**message, "t0": time.monotonic()})]}
+        with self._saying:
+            self.figure.down.data = {"msg": [json.dumps({**message, "t0": time.monotonic()})]}
 
     def _send_tiles(self, number: int, keys: list[str]) -> None:
         pyramid = self.slides[number][0]
         for key in keys:
             level, x, y = map(int, key.split("/"))
-            tile = self.cache.get((number, key), partial(pyramid.render, level, x, y))
+            try:
+                tile = self.cache.get((number, key), partial(pyramid.render, level, x, y))
+            except (SlideError, LookupError, OSError) as error:
+                self._report(error)
+                continue
             self.say({"k": "tiles", "s": number, "t": {key: data_uri(tile, "jpeg")}})
 
     # State
@@ -675,9 +676,12 @@ class _Live:
         viewer = self.viewer
         rows: list[Any] = []
         for layer in reversed(viewer.layers):
+            key = layer.key_html()
+            one = not key.startswith("<div")  # a single colour stands before the name
             shown = w.Checkbox(
                 layer.visible,
-                description=layer.name,
+                description=f"{key if one else ''} {html.escape(layer.name)}",
+                description_allow_html=True,
                 indent=False,
                 layout={"width": "auto", "flex": "1 1 auto"},
             )
@@ -688,14 +692,11 @@ class _Live:
             shown.observe(lambda c, at=layer: self._set(at, visible=c["new"]), "value")
             opacity.observe(lambda c, at=layer: self._set(at, opacity=c["new"]), "value")
             rows += [w.HBox([shown, opacity]), *layer.controls()]
-            entries = "".join(
-                f'<span style="color:{c};font-size:14px">■</span> {_escaped(n)} ' for n, c in layer.legend()
-            )
-            if entries:
-                rows.append(w.HTML(f'<div style="line-height:1.4;font-size:11px">{entries}</div>'))
+            if not one:
+                rows.append(w.HTML(key))
         if any(isinstance(layer, SecondSlide) for layer in viewer.layers):
             modes = w.ToggleButtons(
-                options=["swipe", "blink", "fade"], value=viewer._mode, style={"button_width": "55px"}
+                options=["swipe", "blink", "fade"], value=viewer._mode, style={"button_width": "64px"}
             )
             modes.observe(lambda c: viewer.compare(c["new"]), "value")
             rows.append(modes)
@@ -704,12 +705,10 @@ class _Live:
         )
         drawing.layout.width = "auto"
         drawing.observe(lambda c: self._draw_as(c["new"]), "value")
-        undo = w.Button(description="Undo", layout={"width": "70px"})
-        undo.on_click(lambda _: viewer.undo())
         place = w.Text(placeholder="x, y in level-0 px", description="Go to", continuous_update=False)
         place.style.description_width, place.layout.width = "55px", "auto"
         place.observe(lambda c: self._go(c["new"]), "value")
-        self.panel.children = [*rows, drawing, place, undo]
+        self.panel.children = [*rows, drawing, place]
 
     def _set(self, layer: Layer, **changes: Any) -> None:
         for name, value in changes.items():
@@ -740,26 +739,6 @@ def _unregister(ids: list[str | None]) -> None:
     for slide_id in ids:
         if slide_id is not None:
             registry.unregister(slide_id)
-
-
-def _pane(plot: Any) -> Any:
-    from jupyter_bokeh import BokehModel
-
-    class Pane(BokehModel):
-        """Tells a page that is loaded again how the figure is now, not how it was when it was made."""
-
-        def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
-            if self._model.document is not None:
-                self._trait_values["render_bundle"] = self._model_to_traits(self._model)
-            return super().get_state(key, drop_defaults)
-
-        def close(self) -> None:
-            if self.comm is not None:  # again when it is collected
-                super().close()
-
-    pane = Pane(plot)
-    pane.layout.width = "100%"
-    return pane
 
 
 def slide_spec(
@@ -869,9 +848,3 @@ def _positions(table: pd.DataFrame | None, rows: Any) -> NDArray[np.intp]:
         missing = values.tolist()[int(np.argmax(found < 0))]
         raise ValueError(f"select: no row {missing!r} in the layer's table of {len(table)} rows.")
     return np.asarray(found, np.intp)
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(str(text))

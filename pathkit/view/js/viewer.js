@@ -131,7 +131,7 @@ class Tiles {
 const STYLE = `
 .pk { position: absolute; font: 12px/1.5 system-ui, sans-serif; color: #111; pointer-events: none; text-shadow: 0 0 3px #fff, 0 0 3px #fff; }
 .pk-box { background: rgb(255 255 255 / 82%); border-radius: 3px; padding: 0 6px; text-shadow: none; white-space: nowrap; }
-.pk-bar { border: solid #111; border-width: 0 2px 3px; text-align: center; height: 20px; box-shadow: 0 2px 0 #fff; }
+.pk-bar { border: solid #111; border-width: 0 2px 3px; text-align: center; white-space: nowrap; height: 20px; box-shadow: 0 2px 0 #fff; }
 .pk-map { border: 1px solid #555; background: #fff center/100% 100%; pointer-events: auto; cursor: crosshair; overflow: hidden; }
 .pk-map div { position: absolute; border: 2px solid #d55e00; box-sizing: border-box; min-width: 5px; min-height: 5px; }
 .pk-line { background: #d55e00; opacity: 0.8; }
@@ -140,6 +140,16 @@ const HELP = {
   server: "", page: "",
   kernel: "Tiles by the kernel",
   late: "No tile for 3 s: the kernel is busy, tiles follow when its cell ends. Tiles that never wait: start Jupyter with the extension pathkit.view.server (jupyter server extension list)",
+};
+
+const DRAWN = "; a click and backspace delete a shape";
+const GESTURES = { // of the active tool
+  PolyDrawTool: `Hold the button for half a second at the first corner, click the next, hold it again at the last${DRAWN}`,
+  FreehandDrawTool: `Drag along the outline${DRAWN}`,
+  BoxEditTool: `Hold shift and drag${DRAWN}`,
+  PointDrawTool: `Click${DRAWN}`,
+  PolyEditTool: "Double-click a shape, then drag its corners; a click and backspace delete a corner",
+  LassoSelectTool: "Drag around what to select; without lasso, click it",
 };
 
 class Viewer {
@@ -170,6 +180,7 @@ class Viewer {
     figure.on_event("mouseleave", () => this.pointed(NaN, NaN));
     figure.on_event("selectiongeometry", ({ final, geometry: g }) => final && this.send({ k: "lasso", g: { ...g, ...(g.x && { x: rounded(g.x), y: rounded(g.y) }) } }));
     figure.on_event("tap", (e) => this.drawing || this.send({ k: "tap", x: e.x, y: e.y, r: 8 / this.scale }));
+    for (const tool of figure.toolbar.tools) tool.properties.active?.change.connect(() => this.tell());
     for (const source of Object.values(this.drawn)) source.properties.data.change.connect(() => this.changed());
     this.resized();
     this.send({ k: "hello" });
@@ -295,6 +306,7 @@ class Viewer {
     el.addEventListener("pointerdown", () => el.focus({ preventScroll: true }));
     el.addEventListener("keydown", (e) => {
       const [x, y] = this.centre, far = 0.25 / this.scale;
+      if ((e.ctrlKey || e.metaKey) && e.key == "z") return this.undo(), e.preventDefault(), e.stopPropagation();
       if (e.ctrlKey || e.metaKey || e.altKey) return;
       if (e.key in steps) this.go(x + steps[e.key][0] * far * this.frame.width, y + steps[e.key][1] * far * this.frame.height);
       else if ("+=-_".includes(e.key)) this.go(x, y, this.scale * ("+=".includes(e.key) ? 1.5 : 1 / 1.5));
@@ -311,8 +323,16 @@ class Viewer {
       [kind, Object.fromEntries(source.columns().map((name) => [name, column(source, name)]))])) }), 150);
   }
 
+  undo() { this.send({ k: "undo" }); }
+
   say(what, source) {
-    this.line.textContent = what == "late" ? HELP.late : HELP[source];
+    this.status = what == "late" ? HELP.late : HELP[source];
+    this.tell();
+  }
+
+  tell() { // where tiles come from, where that matters; how to use the active tool
+    const gestures = this.figure.toolbar.tools.filter((t) => t.active).map((t) => GESTURES[t.type]);
+    this.line.textContent = [this.status, ...gestures].filter(Boolean).join(" · ");
     this.line.hidden = !this.line.textContent;
   }
 }
