@@ -476,3 +476,72 @@ def test_tiles_by_the_kernel(slide):
     viewer._live._send_tiles(0, ["1/0/1", "0/3/2"])
     assert [list(m["t"]) for m in said] == [["1/0/1"], ["0/3/2"]]
     viewer.close()
+
+
+# Panes
+
+
+def told(pane):
+    """What a pane sends, from now on: the attribute changed and its new value, once a change."""
+    sent = []
+    pane.send = lambda content, buffers=None: sent.append(content["payload"])
+    return lambda: [json.loads(p)["events"][0]["new"] for p in sent[2::3]]
+
+
+def test_what_is_said_before_the_page_is_ready_is_kept_in_order():
+    from bokeh.plotting import figure
+
+    from pathkit.view.pane import pane
+
+    plot = figure()
+    shown = pane(plot)
+    changes = told(shown)
+    for title in "ab":
+        plot.name = title
+    assert changes() == []
+    shown._drawn()
+    plot.name = "c"
+    assert changes() == ["a", "b", "c"]
+    before = shown.render_bundle
+    shown._drawn()  # a second view, made from the bundle of the beginning: it gets the figure of now
+    assert shown.render_bundle != before
+    assert '"name":"c"' in json.dumps(shown.render_bundle, default=str).replace('": "', '":"').replace(
+        "'", '"'
+    )
+    plot.name = "d"
+    assert changes() == ["a", "b", "c"]
+    shown._drawn()
+    assert changes() == ["a", "b", "c", "d"]
+
+
+def test_threads_that_speak_at_once_do_not_mix_their_messages():
+    import time
+    from concurrent.futures import ThreadPoolExecutor
+
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure
+
+    from pathkit.view.pane import pane
+
+    plot = figure()
+    sources = [
+        plot.scatter("x", "y", source=ColumnDataSource({"x": [], "y": []})).data_source for _ in range(4)
+    ]
+    shown, sent = pane(plot), []
+    shown._drawn()
+
+    def slowly(content, buffers=None):
+        time.sleep(0.001)
+        sent.append(content["payload"])
+
+    shown.send = slowly
+    events = [("patch", i) for i in range(40)]
+
+    def speak(event):
+        sources[event[1] % 4].name = f"name {event[1]}"
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(speak, events))
+    assert len(sent) == 120
+    assert all("msgtype" in header for header in sent[::3])  # header, metadata, content; never mixed
+    assert all("events" in content for content in sent[2::3])

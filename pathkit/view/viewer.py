@@ -40,7 +40,10 @@ from pathkit.view.tiles import TILE_PX, Pyramid, TileCache, jpeg
 
 __all__ = ["SlideViewer", "View"]
 
-HOUSE = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'><path fill='gray' d='M12 4 3 12h3v8h5v-5h2v5h5v-8h3z'/></svg>"
+HOUSE = (
+    "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24'>"
+    "<path fill='gray' d='M12 4 3 12h3v8h5v-5h2v5h5v-8h3z'/></svg>"
+)
 #: Icon and description of the buttons beside Bokeh's tools.
 ACTIONS = [
     (f"data:image/svg+xml;utf8,{HOUSE}", "Whole slide (0; arrows move, + and - zoom)"),
@@ -578,7 +581,8 @@ class _Live:
             [ipywidgets.Box([self.pane], layout={"flex": "1 1 auto", "min_width": "300px"}), self.panel]
         )
         self.error = ipywidgets.HTML()
-        self.box = ipywidgets.VBox([row, self.error])
+        wide = {"width": "100%", "flex": "1 1 auto", "min_width": "0"}  # a part of a row as well as alone
+        self.box = ipywidgets.VBox([row, self.error], layout=wide)
 
     # From and to the browser
 

@@ -242,7 +242,7 @@ class Viewer {
       clearTimeout(this.telling);
       const { width, height } = this.frame;
       const box = [this.xr.start, this.yr.end, this.xr.end, this.yr.start].map((v) => Math.round(v * 100) / 100);
-      this.telling = setTimeout(() => this.send({ k: "view", v: box, w: Math.round(width), h: Math.round(height) }), 100);
+      this.telling = setTimeout(() => this.send({ k: "view", v: box, w: Math.round(width), h: Math.round(height) }), this.pressed ? 300 : 100); // few while it is dragged
     });
   }
 
@@ -303,7 +303,8 @@ class Viewer {
     let outer = el; // JupyterLab's shortcuts (0 0 restarts the kernel) must not see these keys
     while (outer.getRootNode().host) outer = outer.getRootNode().host;
     outer.dataset.lmSuppressShortcuts = "true";
-    el.addEventListener("pointerdown", () => el.focus({ preventScroll: true }));
+    el.addEventListener("pointerdown", () => ((this.pressed = true), el.focus({ preventScroll: true })));
+    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (this.pressed = false));
     el.addEventListener("keydown", (e) => {
       const [x, y] = this.centre, far = 0.25 / this.scale;
       if ((e.ctrlKey || e.metaKey) && e.key == "z") return this.undo(), e.preventDefault(), e.stopPropagation();
