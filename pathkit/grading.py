@@ -25,7 +25,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["GRADES", "PATTERNS", "composition", "consensus", "gleason_score", "grade", "isup_grade"]
+from pathkit.geometry import Raster
+
+__all__ = [
+    "GRADES",
+    "PATTERNS",
+    "composition",
+    "consensus",
+    "gleason_score",
+    "grade",
+    "isup_grade",
+    "pattern_map",
+]
 
 #: What a patch of a core can be, in their order.
 PATTERNS = ("benign", "pattern 3", "pattern 4", "pattern 5")
@@ -148,6 +159,44 @@ def composition(
         shares = counts.div(counts.sum(axis=1), axis=0)
         shares.columns.name = None
     return shares.assign(patches=predictions.groupby(by, observed=True).size())
+
+
+def pattern_map(predictions: pd.DataFrame, *, slide_mpp: float) -> Raster:
+    """Which pattern stands where on a slide: at each place the greatest mean probability of the patches that cover it.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        Patches of one slide on a regular grid, with ``p_<pattern>``.
+    slide_mpp : float
+
+    Returns
+    -------
+    Raster
+        float32, the number of the pattern in `PATTERNS`, NaN where no patch lies. A pixel is one step of the grid.
+
+    Raises
+    ------
+    ValueError
+        If there is no patch, or patches of several slides.
+    """
+    if predictions["slide_id"].nunique() != 1:
+        raise ValueError(
+            f"pattern_map: patches of one slide, got those of {predictions['slide_id'].nunique()} slides."
+        )
+    x, y = (predictions[c].to_numpy(np.int64) for c in ("x_l0", "y_l0"))
+    side = round(float(predictions["size_px"].iloc[0] * predictions["mpp"].iloc[0]) / slide_mpp)
+    gaps = np.concatenate([np.diff(np.unique(v)) for v in (x, y)])
+    step = int(gaps.min()) if len(gaps) else side
+    column, row = x // step, y // step
+    cover = max(1, round(side / step))
+    shape = int(row.max()) + cover, int(column.max()) + cover
+    total = np.zeros((*shape, len(PATTERNS)))
+    shares = predictions[[f"p_{p}" for p in PATTERNS]].to_numpy(float)
+    for dr, dc in np.ndindex(cover, cover):
+        np.add.at(total, (row + dr, column + dc), shares)
+    values = np.where(total.sum(2) > 0, total.argmax(2), np.nan).astype(np.float32)
+    return Raster(values, step * slide_mpp, attrs={"patterns": list(PATTERNS)})
 
 
 def consensus(grades: ArrayLike) -> NDArray[np.int64]:

@@ -292,7 +292,7 @@ def fit_linear_probe(
     with torch.inference_mode():
         parts = [
             model.encoder(torch.from_numpy(p).permute(0, 3, 1, 2))
-            for p in np.array_split(pixels, len(pixels) // 256 + 1)
+            for p in np.array_split(pixels, len(pixels) // 32 + 1)
         ]
     features = torch.cat(parts).numpy()
     scaler = StandardScaler().fit(features)

@@ -18,6 +18,7 @@ _NAMES = {
     "AnnotationDrill": "drill",
     "Gallery": "gallery",
     "SplitBoard": "splitboard",
+    "GradingBoard": "grading",
     "link": "link",
     **dict.fromkeys(
         ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"
