@@ -36,6 +36,8 @@ OD_FLOOR, OD_CEILING = 0.03, 0.05
 LEAST_COLOUR = 0.025
 #: Smoothing before the threshold.
 SMOOTHING_UM = 8.0
+#: Taken away around ink, whose edge is pale.
+PEN_MARGIN_UM = 10.0
 
 
 def tissue_mask(
@@ -77,14 +79,14 @@ def tissue_mask(
         If the slide's resolution is unknown.
     """
     slide = source if isinstance(source, Slide) else open_slide(source, mpp=source_mpp)
-    rgb = _read_whole(slide, mpp)
+    rgb = read_whole(slide, mpp)
     white = white_point(rgb)
-    density = _optical_density(rgb, white, SMOOTHING_UM / mpp)
+    density = optical_density(rgb, white, SMOOTHING_UM / mpp)
     mean, colour = density.mean(2), np.ptp(density, axis=2)
     threshold = _threshold(mean) if od_threshold is None else float(od_threshold)
     mask = (mean > threshold) & (colour > LEAST_COLOUR)
     if not keep_pen:
-        mask &= ~_pen(density, 24.0 / mpp)
+        mask &= ~ink(density, PEN_MARGIN_UM / mpp)
     mask = _tidy(mask, min_area_um2 / mpp**2, max_hole_um2 / mpp**2)
     return Raster(mask, mpp, attrs={"od_threshold": round(threshold, 4), "white": [int(v) for v in white]})
 
@@ -94,8 +96,8 @@ def pen_mask(
 ) -> Raster:
     """Mask of ink (blue, green, red, black) and of the scanner's black; arguments as in `tissue_mask`."""
     slide = source if isinstance(source, Slide) else open_slide(source, mpp=source_mpp)
-    rgb = _read_whole(slide, mpp)
-    return Raster(_pen(_optical_density(rgb, white_point(rgb), SMOOTHING_UM / mpp), 24.0 / mpp), mpp)
+    rgb = read_whole(slide, mpp)
+    return Raster(ink(optical_density(rgb, white_point(rgb), SMOOTHING_UM / mpp), PEN_MARGIN_UM / mpp), mpp)
 
 
 def tissue_polygons(mask: Raster, *, slide_mpp: float, min_area_um2: float = 0.0) -> geopandas.GeoDataFrame:
@@ -159,13 +161,13 @@ def tissue_fraction(mask: Raster, patches: pd.DataFrame, *, slide_mpp: float) ->
 # Steps -----------------------------------------------------------------------------------------------------------
 
 
-def _read_whole(slide: Slide, mpp: float) -> NDArray[np.uint8]:
+def read_whole(slide: Slide, mpp: float) -> NDArray[np.uint8]:
     """The slide at `mpp`; `Slide.read_region` reads in bands, so that memory follows the result."""
     width, height = (int(np.ceil(n * slide.mpp / mpp - 1e-6)) for n in slide.dimensions)
     return slide.read_region((0, 0), (max(1, width), max(1, height)), mpp=mpp)
 
 
-def _optical_density(
+def optical_density(
     rgb: NDArray[np.uint8], white: NDArray[np.float64], sigma_px: float
 ) -> NDArray[np.float32]:
     import cv2
@@ -185,7 +187,7 @@ def _threshold(density: NDArray[np.float32]) -> float:
     return float(np.clip(0.5 * threshold_otsu(sample), OD_FLOOR, OD_CEILING))
 
 
-def _pen(density: NDArray[np.float32], margin_px: float) -> NDArray[np.bool_]:
+def ink(density: NDArray[np.float32], margin_px: float) -> NDArray[np.bool_]:
     """Ink and black, with a margin for the pale edge of a stroke."""
     import cv2
 
@@ -193,10 +195,17 @@ def _pen(density: NDArray[np.float32], margin_px: float) -> NDArray[np.bool_]:
     cool_ink = (red > 1.35 * green + 0.05) & (red > 0.15)
     red_ink = (green > 0.5) & (blue > 0.6 * green) & (red < 0.1 * green)
     black = (density.min(2) > 0.6) & (np.ptp(density, axis=2) < 0.2 * density.max(2))
-    ink = _drop_specks(cool_ink | red_ink | black, 16)
+    found = _drop_specks(cool_ink | red_ink | black, 16)
+    # Over tissue the densities add. No mixture of haematoxylin and eosin absorbs so much blue beside green, none of
+    # haematoxylin and DAB so much red beside it. Dust does too, so that larger pieces are asked for.
+    much_blue = blue > 0.6 * green + 0.07
+    dark_over_tissue = much_blue & (red > 0.8 * green) & (green > 0.25)
+    red_over_tissue = much_blue & (blue < 0.95 * green) & (red < 0.65 * green) & (green > 0.4)
+    blue_over_tissue = (red > 0.93 * green) & (red > 0.6 * green + 0.16)
+    found |= _drop_specks(dark_over_tissue | red_over_tissue | blue_over_tissue, 60)
     size = 2 * max(1, round(margin_px)) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    return cv2.dilate(ink.astype(np.uint8), kernel).astype(bool)
+    return cv2.dilate(found.astype(np.uint8), kernel).astype(bool)
 
 
 def _tidy(mask: NDArray[np.bool_], min_px: float, hole_px: float) -> NDArray[np.bool_]:
