@@ -52,6 +52,8 @@ _MODULES = (
     "patches",
     "pooling",
     "quality",
+    "scoring",
+    "segmentation",
     "slide",
     "splits",
     "staging",

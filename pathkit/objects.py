@@ -25,9 +25,12 @@ import shapely
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csgraph
 
-from pathkit.annotations import annotation_frame
+from pathkit.annotations import annotation_frame, rasterize
 from pathkit.annotations.rows import Row
+from pathkit.slide import Slide
+from pathkit.stain import separate
 
 __all__ = [
     "Overlap",
@@ -35,8 +38,8 @@ __all__ = [
     "climb",
     "counts",
     "errors",
-    "hed",
     "instance_scores",
+    "labels_of",
     "match",
     "mean_pq",
     "morphology",
@@ -47,8 +50,6 @@ __all__ = [
 ]
 
 Labels = NDArray[np.integer[Any]]
-#: Unit optical-density vectors of haematoxylin, eosin and diaminobenzidine (Ruifrok and Johnston, 2001).
-_HED = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 
 
 # Agreement -------------------------------------------------------------------------------------------------------
@@ -396,7 +397,7 @@ def _middles(labels: Labels, ids: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def climb(
-    depth: NDArray[Any], mask: NDArray[np.bool_], *, reach_px: int = 2
+    depth: NDArray[Any], mask: NDArray[np.bool_], *, reach_px: int = 2, least_drop: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Part touching objects: each pixel of the mask steps to the highest pixel within reach until it stands on a summit.
 
@@ -409,6 +410,8 @@ def climb(
         Pixels of objects; steps stay in it.
     reach_px : int
         Longest step, across and down: summits nearer than this are one.
+    least_drop : float
+        Neighbours are one object when the way from one summit to the other descends by less than this from the lower.
 
     Returns
     -------
@@ -424,10 +427,28 @@ def climb(
     """
     if depth.shape != mask.shape or reach_px < 1:
         raise ValueError(f"climb: depth {depth.shape} and mask {mask.shape} of one size, reach at least 1.")
-    height, width = mask.shape
     level = np.where(mask, np.asarray(depth, np.float64), -np.inf)
-    best, parent = level.copy(), np.arange(height * width).reshape(height, width)
-    places = parent.copy()
+    parent = _higher_neighbour(level, reach_px)
+    at = np.flatnonzero(mask)
+    while True:
+        further = parent[parent[at]]
+        if np.array_equal(further, parent[at]):
+            break
+        parent[at] = further
+    tops = np.unique(parent[at])
+    labels = np.zeros(mask.size, np.int64)
+    labels[at] = np.searchsorted(tops, parent[at]) + 1
+    if least_drop > 0 and len(tops) > 1:
+        tops, new = _joined(labels.reshape(mask.shape), level, tops, least_drop)
+        labels[at] = new[labels[at] - 1] + 1
+    return labels.reshape(mask.shape), np.stack(np.divmod(tops, mask.shape[1]), 1)
+
+
+def _higher_neighbour(level: NDArray[np.float64], reach_px: int) -> NDArray[np.int64]:
+    """(pixels,) place of the highest pixel within reach of each pixel."""
+    height, width = level.shape
+    places = np.arange(height * width).reshape(height, width)
+    best, parent = level.copy(), places.copy()
     for dr in range(-reach_px, reach_px + 1):
         for dc in range(-reach_px, reach_px + 1):
             here = (slice(max(0, -dr), height - max(0, dr)), slice(max(0, -dc), width - max(0, dc)))
@@ -436,21 +457,41 @@ def climb(
             higher = (value > best[here]) | ((value == best[here]) & (place > parent[here]))
             best[here] = np.where(higher, value, best[here])
             parent[here] = np.where(higher, place, parent[here])
-    at = np.flatnonzero(mask)
-    root = parent.ravel()
-    while True:
-        further = root[root[at]]
-        if np.array_equal(further, root[at]):
-            break
-        root[at] = further
-    tops = np.unique(root[at])
-    labels = np.zeros(height * width, np.int64)
-    labels[at] = np.searchsorted(tops, root[at]) + 1
-    return labels.reshape(height, width), np.stack(np.divmod(tops, width), 1)
+    return parent.ravel()
+
+
+def _joined(
+    labels: NDArray[np.int64], level: NDArray[np.float64], tops: NDArray[np.int64], least_drop: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Summits that remain, and of each former label its new number."""
+    passes = []
+    for a, b in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        border = (labels[a] != labels[b]) & (labels[a] > 0) & (labels[b] > 0)
+        pair = np.sort(np.stack([labels[a][border], labels[b][border]], 1), 1) - 1
+        passes.append((pair, np.minimum(level[a][border], level[b][border])))
+    pairs, heights = (np.concatenate(v) for v in zip(*passes, strict=True))
+    n = len(tops)
+    keys, where = np.unique(pairs[:, 0] * n + pairs[:, 1], return_inverse=True)
+    saddle = np.full(len(keys), -np.inf)
+    np.maximum.at(saddle, where, heights)
+    i, j = np.divmod(keys, n)
+    peak = level.ravel()[tops]
+    shallow = np.minimum(peak[i], peak[j]) - saddle < least_drop
+    graph = sparse.coo_matrix((np.ones(shallow.sum()), (i[shallow], j[shallow])), (n, n))
+    _, group = csgraph.connected_components(graph, directed=False)
+    order = np.lexsort((tops, peak, group))
+    highest = np.zeros(group.max() + 1, np.int64)
+    highest[group[order]] = tops[order]
+    return np.sort(highest), np.argsort(np.argsort(highest))[group]
 
 
 def otsu_nuclei(
-    rgb: NDArray[np.uint8], *, mpp: float, radius_um: float = 3.0, least_um2: float = 8.0
+    rgb: NDArray[np.uint8],
+    *,
+    mpp: float,
+    radius_um: float = 3.0,
+    least_um2: float = 8.0,
+    density: NDArray[Any] | None = None,
 ) -> NDArray[np.int64]:
     """Nuclei without learning: haematoxylin, Otsu's threshold, and a watershed of the distance to the edge.
 
@@ -462,6 +503,8 @@ def otsu_nuclei(
         Middles of nuclei are at least so far apart.
     least_um2 : float
         Smaller pieces are dropped.
+    density : (H, W) array, optional
+        What is dark in nuclei, instead of haematoxylin.
 
     Returns
     -------
@@ -470,7 +513,7 @@ def otsu_nuclei(
     """
     from skimage import feature, filters, morphology, segmentation
 
-    stain = ndimage.gaussian_filter(hed(rgb)[..., 0], 0.4 / mpp)
+    stain = ndimage.gaussian_filter(separate(rgb)[..., 0] if density is None else density, 0.4 / mpp)
     if not np.ptp(stain) > 1e-6:
         return np.zeros(stain.shape, np.int64)
     mask = stain > filters.threshold_otsu(stain)
@@ -484,19 +527,22 @@ def otsu_nuclei(
     return segmentation.watershed(-depth, markers, mask=mask).astype(np.int64)
 
 
-# What objects look like ------------------------------------------------------------------------------------------
+def labels_of(annotations: geopandas.GeoDataFrame, *, slide: Slide, mpp: float) -> NDArray[np.int64]:
+    """Label map of a whole slide from outlines in level-0 pixels: row k of the table becomes k + 1; `outlines` is the reverse.
 
-
-def hed(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) concentrations of haematoxylin, eosin and diaminobenzidine, in optical density (base 10) of unit vectors.
-
-    References
-    ----------
-    .. [1] Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution", 2001.
+    Raises
+    ------
+    ValueError
+        If there is no outline.
     """
-    table = -np.log10((np.arange(256) + 1) / 256)
-    unit = _HED / np.linalg.norm(_HED, axis=1, keepdims=True)
-    return (table[np.asarray(rgb)[..., :3]] @ np.linalg.inv(unit)).astype(np.float32)
+    if not len(annotations):
+        raise ValueError("labels_of: the annotations are empty: nothing to draw.")
+    names = [str(k) for k in range(len(annotations))]
+    drawn = rasterize(annotations.assign(**{"class": names}), mpp=mpp, slide=slide, classes=names)
+    return np.asarray(drawn.values, np.int64)
+
+
+# What objects look like ------------------------------------------------------------------------------------------
 
 
 def morphology(
@@ -523,7 +569,7 @@ def morphology(
     classes : mapping or str
         From label to class, or one class for all.
     stains : (H, W, 3) array, optional
-        Concentrations of haematoxylin, eosin and diaminobenzidine, instead of those of `hed`.
+        Concentrations of haematoxylin, eosin and diaminobenzidine, instead of those of `stain.separate`.
 
     Returns
     -------
@@ -555,7 +601,7 @@ def morphology(
     area = np.bincount(code, minlength=n)
     middle_x, middle_y = mean(x), mean(y)
     dx, dy = x - middle_x[code], y - middle_y[code]
-    xx, yy, xy = mean(dx * dx), mean(dy * dy), mean(dx * dy)
+    xx, yy, xy = (mean(v).round(9) for v in (dx * dx, dy * dy, dx * dy))  # the same wherever the map begins
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy**2)
     long, short = (xx + yy + spread) / 2, np.maximum((xx + yy - spread) / 2, 0)
     table = pd.DataFrame(
@@ -569,12 +615,12 @@ def morphology(
             "major_um": 4 * np.sqrt(long) * mpp,
             "minor_um": 4 * np.sqrt(short) * mpp,
             "eccentricity": np.sqrt(1 - short / np.maximum(long, 1e-12)) * (long > 0),
-            "orientation": np.degrees(0.5 * np.arctan2(-2 * xy, xx - yy)),
+            "orientation": np.degrees(0.5 * np.arctan2(0.0 - 2 * xy, xx - yy)),
         }
     )
     if rgb is None:
         return table
-    stain = hed(rgb) if stains is None else np.asarray(stains)
+    stain = separate(rgb) if stains is None else np.asarray(stains)
     slope = np.hypot(*np.gradient(ndimage.gaussian_filter(stain[..., 0], 0.7))) / mpp
     flat = {name: stain[..., k].ravel()[at] for k, name in enumerate(("haematoxylin", "eosin", "dab"))}
     table["intensity"] = mean(

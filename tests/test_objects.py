@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage import measure
 
-from pathkit import objects
 from pathkit.objects import (
     class_counts,
     climb,
     counts,
     errors,
     instance_scores,
+    labels_of,
     match,
     mean_pq,
     morphology,
@@ -25,6 +25,8 @@ from pathkit.objects import (
     overlap,
     panoptic_quality,
 )
+from pathkit.slide import open_slide
+from pathkit.stain import separate
 from pathkit.tables import check_objects
 
 
@@ -211,6 +213,17 @@ def test_climb_parts_touching_discs_and_does_not_depend_on_the_window():
     assert np.array_equal(tops[ours[on] - 1], there[theirs[on] - 1] + (20, 10))
 
 
+def test_summits_with_a_shallow_saddle_are_one():
+    depth = np.array([[0, 4, 6, 5, 7, 3, 2, 8, 0]])
+    labels, summits = climb(depth, depth > 0, reach_px=1)
+    assert summits[:, 1].tolist() == [2, 4, 7]
+    labels, summits = climb(
+        depth, depth > 0, reach_px=1, least_drop=2
+    )  # 6 to 7 by way of 5 descends by 1, 7 to 8 by 5
+    assert summits[:, 1].tolist() == [4, 7]
+    assert labels.tolist() == [[0, 1, 1, 1, 1, 1, 2, 2, 0]]
+
+
 def test_morphology_is_that_of_scikit_image():
     truth, _ = maps(3)
     rgb = np.random.default_rng(0).integers(60, 250, (*truth.shape, 3)).astype(np.uint8)
@@ -224,7 +237,7 @@ def test_morphology_is_that_of_scikit_image():
         "intensity_mean",
         "orientation",
     ]
-    facts = measure.regionprops_table(truth, objects.hed(rgb), properties=wanted)
+    facts = measure.regionprops_table(truth, separate(rgb), properties=wanted)
     assert table["label"].tolist() == facts["label"].tolist()
     for ours, theirs in (
         (table["area_um2"], facts["area"] / 4),
@@ -241,13 +254,6 @@ def test_morphology_is_that_of_scikit_image():
     assert away[table["eccentricity"] > 0.4].max() < 0.1
 
 
-def test_hed_gives_back_painted_concentrations():
-    want = np.array([[[0.5, 0.2, 0.0], [0.0, 0.0, 0.6]]])
-    unit = objects._HED / np.linalg.norm(objects._HED, axis=1, keepdims=True)
-    rgb = np.round(256 * 10 ** -(want @ unit) - 1).astype(np.uint8)
-    assert objects.hed(rgb) == pytest.approx(want, abs=0.01)
-
-
 def test_outlines_lie_where_the_objects_do_and_have_their_area():
     y, x = np.indices((60, 80))
     discs = np.select([np.hypot(y - r, x - c) < n for r, c, n in ((20, 20, 9), (40, 55, 12))], [3, 8])
@@ -255,6 +261,9 @@ def test_outlines_lie_where_the_objects_do_and_have_their_area():
     assert isinstance(shapes, geopandas.GeoDataFrame)
     assert shapes["class"].tolist() == ["a", "b"]
     assert (shapes.area / 16).tolist() == pytest.approx([(discs == 3).sum(), (discs == 8).sum()], rel=0.02)
+    slide = open_slide(np.zeros((400, 400, 3), np.uint8), mpp=0.25)
+    again = labels_of(shapes, slide=slide, mpp=1.0)[20:80, 10:90]
+    assert (again != np.select([discs == 3, discs == 8], [1, 2])).mean() < 0.005
     middles = np.column_stack([shapes.centroid.x, shapes.centroid.y])
     assert middles == pytest.approx(np.array([[20.5, 20.5], [55.5, 40.5]]) * 4 + (40, 80), abs=0.3)
 

@@ -20,7 +20,7 @@ from pathkit.synthetic.cohort import (
     truth_of,
 )
 from pathkit.synthetic.colon import colon
-from pathkit.synthetic.fields import Fields, nuclei_fields
+from pathkit.synthetic.fields import Fields, SlideFields, nuclei_fields, slide_fields
 from pathkit.synthetic.lymph import lymph_node
 from pathkit.synthetic.markers import MARKERS
 from pathkit.synthetic.mosaic import Mosaic, write_big_slide
@@ -47,6 +47,7 @@ __all__ = [
     "Mosaic",
     "Reader",
     "Site",
+    "SlideFields",
     "Truth",
     "artefact_mask",
     "breast",
@@ -67,6 +68,7 @@ __all__ = [
     "prostate_core",
     "random_artefacts",
     "scan",
+    "slide_fields",
     "slide_stains",
     "slides_of",
     "truth_of",

@@ -12,12 +12,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from pathkit.geometry import Box
+from pathkit.slide import open_slide
 from pathkit.synthetic.architecture import Architecture
 from pathkit.synthetic.breast import breast
+from pathkit.synthetic.cohort import truth_of
 from pathkit.synthetic.colon import colon
 from pathkit.synthetic.lymph import lymph_node
 from pathkit.synthetic.objects import nucleus_array
@@ -26,7 +29,7 @@ from pathkit.synthetic.prostate import prostate_core
 from pathkit.synthetic.scanner import Site, scan
 from pathkit.synthetic.tissues import CLASSES
 
-__all__ = ["Fields", "nuclei_fields", "random_site"]
+__all__ = ["Fields", "SlideFields", "nuclei_fields", "random_site", "slide_fields"]
 
 _ORGANS: dict[str, Callable[[int], Architecture]] = {
     "colon": lambda seed: colon(seed, grade=1 + seed % 3, size_um=(1200.0, 1300.0)),
@@ -56,6 +59,95 @@ class Fields:
     instances: NDArray[np.int32]
     mpp: NDArray[np.float64]
     organ: list[str]
+
+
+@dataclass
+class SlideFields:
+    """Fields of the slides of a cohort, with their nuclei.
+
+    Attributes
+    ----------
+    table : DataFrame
+        slide_id, patient_id, x_l0, y_l0, size_px, mpp: the fields are patches.
+    images : (N, H, W, 3) uint8
+    instances : (N, H, W) int32
+        1, 2, ... for each nucleus of a field.
+    kinds : list of dict
+        Of each field, from nucleus to class.
+    """
+
+    table: pd.DataFrame
+    images: NDArray[np.uint8]
+    instances: NDArray[np.int32]
+    kinds: list[dict[int, str]]
+
+
+def slide_fields(
+    slides: pd.DataFrame,
+    n: int,
+    *,
+    size_px: int = 192,
+    mpp: float = 0.5,
+    least_px: int = 12,
+    seed: int = 0,
+    progress: bool = True,
+) -> SlideFields:
+    """Fields read from a cohort's slides, at random cells, with the truth of each nucleus.
+
+    Parameters
+    ----------
+    slides : DataFrame
+        Of a cohort of `synthetic`, whose folder knows the truth.
+    n : int
+        Fields of each slide.
+    size_px : int
+    mpp : float
+    least_px : int
+        Pieces of a nucleus with fewer pixels are no instances.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        If a number is not positive, or a slide is not of a synthetic cohort.
+    """
+    if n < 1 or size_px < 16 or not mpp > 0:
+        raise ValueError(f"slide_fields: n, size_px and mpp must be positive, got {n}, {size_px} and {mpp}.")
+    rows: list[dict[str, Any]] = []
+    images, labels, kinds = [], [], []
+    for order, (_, row) in enumerate(
+        tqdm(slides.iterrows(), total=len(slides), desc="fields", unit="slide", disable=not progress)
+    ):
+        truth = truth_of(row)
+        rng, memo = np.random.default_rng([seed, 33, order]), dict[str, Any]()
+        names = object_classes(truth.architecture)
+        with open_slide(row["path"]) as slide:
+            for _ in range(n):
+                x, y = _on_cells(rng, truth.architecture, size_px, mpp, memo)
+                location = (x * mpp / slide.mpp, y * mpp / slide.mpp)
+                images.append(slide.read_region(location, (size_px, size_px), mpp=mpp))
+                ids = _nuclei_at(truth.architecture, (x, y), (size_px, size_px), mpp)
+                numbered = _numbered(ids, least_px)
+                labels.append(numbered)
+                kept, first = np.unique(numbered, return_index=True)
+                kinds.append({int(k): names[int(ids.flat[i])] for k, i in zip(kept, first, strict=True) if k})
+                rows.append(
+                    {
+                        "slide_id": row["slide_id"],
+                        "patient_id": row["patient_id"],
+                        "x_l0": round(location[0]),
+                        "y_l0": round(location[1]),
+                        "size_px": size_px,
+                        "mpp": mpp,
+                    }
+                )
+    return SlideFields(pd.DataFrame(rows), np.stack(images), np.stack(labels), kinds)
+
+
+def object_classes(architecture: Architecture) -> dict[int, str]:
+    """The class of every cell of a slide, by object_id."""
+    cells = nucleus_array(architecture, Box(-30, -30, *(v + 60 for v in architecture.size_um)))
+    return {int(i): CLASSES[int(k)] for k, i in cells[:, [6, 8]]}
 
 
 def random_site(rng: np.random.Generator, mpp: float) -> Site:

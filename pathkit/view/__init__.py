@@ -19,6 +19,8 @@ _NAMES = {
     "Gallery": "gallery",
     "SplitBoard": "splitboard",
     "GradingBoard": "grading",
+    "InstanceBoard": "instances",
+    "StainBoard": "ihc",
     "link": "link",
     **dict.fromkeys(
         ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"

@@ -1,0 +1,225 @@
+"""Segmentation: what the network sees, learning on painted discs, and slides without seams."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pathkit import segmentation
+from pathkit.geometry import Raster
+from pathkit.objects import counts, instance_scores
+from pathkit.segmentation import (
+    MARGIN_PX,
+    Segmenter,
+    class_map,
+    fit_segmenter,
+    load_segmenter,
+    save_segmenter,
+    segment,
+    segment_slide,
+    separated,
+    targets,
+)
+from pathkit.slide import open_slide
+from pathkit.tables import check_objects
+
+SMALL = (4, 4, 4, 4, 4, 4)
+
+
+def discs(seed: int, size: int = 96, n: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of blue and red discs on pink, some touching, and their instances; blue are even."""
+    rng = np.random.default_rng(seed)
+    y, x = np.indices((size, size))
+    instances = np.zeros((size, size), np.int32)
+    rgb = np.full((size, size, 3), (235, 190, 215), float)
+    for k in range(1, n + 1):
+        r, c = rng.uniform(4, size - 4, 2)
+        inside = np.hypot(y - r, x - c) < rng.uniform(6, 8)
+        if (instances[inside] > 0).mean() > 0.1:
+            continue
+        instances[inside] = k
+        rgb[inside] = (70, 60, 150) if k % 2 == 0 else (150, 50, 80)
+    return np.clip(rgb + rng.normal(0, 6, rgb.shape), 0, 255).astype(np.uint8), instances
+
+
+@pytest.fixture(scope="module")
+def learnt() -> Segmenter:
+    images, instances = (np.stack(v) for v in zip(*(discs(k) for k in range(24)), strict=True))
+    kinds = [{int(k): "blue" if k % 2 == 0 else "red" for k in np.unique(i) if k} for i in instances]
+    classes = np.stack([class_map(i, k, ("blue", "red")) for i, k in zip(instances, kinds, strict=True)])
+    torch.manual_seed(0)
+    model = Segmenter(("blue", "red"), features=(8, 8, 8, 8, 8, 8))
+    history = fit_segmenter(
+        model,
+        images,
+        instances,
+        mpp=0.5,
+        classes=classes,
+        epochs=16,
+        batch_size=8,
+        crop_px=64,
+        lr=1e-2,
+        progress=False,
+    )
+    assert history["loss"].iloc[-1] < 0.6 * history["loss"].iloc[0]
+    return model
+
+
+def test_the_margin_is_more_than_the_network_sees():
+    model = Segmenter(features=SMALL).eval()
+    x = torch.randn(1, 3, 320, 320, requires_grad=True)
+    out = model(x)
+    for place in range(152, 168, 3):
+        seen = torch.autograd.grad(out[0, :, place, place].sum(), x, retain_graph=True)[0].abs().sum((0, 1))
+        where = torch.nonzero(seen)
+        assert (where - place).abs().max() <= MARGIN_PX
+
+
+def test_targets_of_a_disc_rise_to_its_middle():
+    _, instances = discs(3)
+    inside, depth, border = targets(instances).astype(float)
+    assert np.array_equal(inside > 0, instances > 0)
+    assert ((depth > 0) == (instances > 0)).all()
+    for k in np.unique(instances)[1:]:
+        assert depth[instances == k].max() == pytest.approx(1, abs=1e-3)
+    assert border[instances == 0].max() == 0
+
+
+def test_learns_discs_and_their_class(learnt):
+    rows, right, total = [], 0, 0
+    for seed in range(100, 104):
+        rgb, instances = discs(seed)
+        found = segment(learnt, rgb, mpp=0.5)
+        rows.append(counts(instances, found.labels))
+        for k, name in found.classes.items():
+            under = np.bincount(instances[found.labels == k]).argmax()
+            right, total = right + (under > 0 and name == ("blue" if under % 2 == 0 else "red")), total + 1
+    assert instance_scores(pd.DataFrame(rows))["pq"] > 0.5
+    assert right / total > 0.8
+
+
+def test_saved_and_loaded_gives_the_same(learnt, tmp_path):
+    other = load_segmenter(save_segmenter(learnt, tmp_path / "model.pt"))
+    rgb, _ = discs(7)
+    assert np.array_equal(segment(other, rgb, mpp=0.5).labels, segment(learnt, rgb, mpp=0.5).labels)
+    assert (other.mpp, other.width_px, other.classes) == (learnt.mpp, learnt.width_px, learnt.classes)
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises(ValueError, match="not a segmenter"):
+        load_segmenter(tmp_path / "text.pt")
+
+
+def test_another_mpp_is_said_and_an_unknown_one_found(learnt):
+    rgb, instances = discs(8)
+    with pytest.warns(UserWarning, match=r"trained at 0\.5 µm/px, the field has 0\.25"):
+        segment(learnt, rgb, mpp=0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        known = segment(learnt, rgb, mpp=0.5)
+    unknown = segment(learnt, np.kron(rgb, np.ones((2, 2, 1), np.uint8)), mpp=None)
+    assert unknown.labels.shape == (192, 192)
+    assert len(unknown.classes) == pytest.approx(len(known.classes), abs=4)
+    assert instances.max() > 0
+
+
+class Painter(torch.nn.Module):
+    """Stands for a trained network: an object is where it is dark, deep where it is dark around."""
+
+    def forward(self, x):
+        dark = -x.mean(1, keepdim=True)
+        deep = torch.nn.functional.avg_pool2d(dark, 9, 1, 4, count_include_pad=False)
+        return torch.cat([6 * dark - 3, 2 * deep, torch.full_like(dark, -9)], 1)
+
+
+@pytest.fixture(scope="module")
+def painter() -> Segmenter:
+    model = Segmenter(features=SMALL)
+    model.network = Painter()
+    model.anchor = torch.nn.Parameter(torch.zeros(1))
+    model.mpp, model.width_px = 0.5, 14.0
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def slide():
+    rgb, instances = discs(1, size=960, n=900)
+    return open_slide(rgb, mpp=0.5), instances
+
+
+def sorted_table(table: pd.DataFrame) -> pd.DataFrame:
+    return table.sort_values(["y_um", "x_um"], kind="stable").reset_index(drop=True)
+
+
+def test_the_same_nuclei_whatever_the_tiling(painter, slide, monkeypatch):
+    picture, instances = slide
+    mask = Raster(np.ones((60, 60), bool), 8.0)
+    whole = sorted_table(segment_slide(picture, painter, mask=mask, tile_px=(960, 960), progress=False))
+    for tile in ((200, 130), (333, 960), (960, 77)):
+        tiled = sorted_table(segment_slide(picture, painter, mask=mask, tile_px=tile, progress=False))
+        pd.testing.assert_frame_equal(whole, tiled, check_exact=False, rtol=1e-6)
+    check_objects(whole)
+    found = len(np.unique(instances)) - 1
+    assert 0.6 * found < len(whole) < 1.4 * found
+    monkeypatch.setattr(segmentation, "WINDOW_PX", 512)  # other windows for the network too
+    windows = sorted_table(segment_slide(picture, painter, mask=mask, tile_px=(500, 300), progress=False))
+    pd.testing.assert_frame_equal(whole, windows, check_exact=False, rtol=1e-6)
+
+
+def test_a_stopped_run_goes_on_to_the_same_table(painter, slide, tmp_path, monkeypatch):
+    picture, _ = slide
+    mask, out = Raster(np.ones((60, 60), bool), 8.0), tmp_path / "objects.parquet"
+    options = {"mask": mask, "tile_px": (400, 250), "progress": False}
+    whole = segment_slide(picture, painter, **options)
+    add = segmentation._Parts.add
+
+    def stops(self, number, table):
+        if number == 2:
+            raise KeyboardInterrupt
+        add(self, number, table)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(segmentation._Parts, "add", stops)
+        with pytest.raises(KeyboardInterrupt):
+            segment_slide(picture, painter, out=out, **options)
+    assert not out.exists()
+    again = segment_slide(picture, painter, out=out, **options)
+    pd.testing.assert_frame_equal(sorted_table(whole), sorted_table(again), check_exact=False, rtol=1e-6)
+    assert not out.with_suffix(".parts").exists()
+    assert len(segment_slide(picture, painter, out=out, **options)) == len(whole)
+    with pytest.raises(ValueError, match="tile_px"):
+        segment_slide(picture, painter, out=out, mask=mask, tile_px=(300, 250), progress=False)
+
+
+def test_a_slide_without_tissue_gives_an_empty_table_with_all_columns(painter):
+    glass = open_slide(np.full((300, 400, 3), 244, np.uint8), mpp=0.5)
+    table = segment_slide(glass, painter, mask=Raster(np.zeros((19, 25), bool), 8.0), progress=False)
+    assert len(table) == 0
+    check_objects(table)
+
+
+def test_bad_input_names_the_way_out(painter):
+    images, instances = (v[None] for v in discs(0))
+    with pytest.raises(ValueError, match="untrained"):
+        segment(Segmenter(features=SMALL), images[0], mpp=0.5)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        fit_segmenter(Segmenter(features=SMALL), images, np.zeros_like(instances), mpp=0.5, crop_px=64)
+    with pytest.raises(ValueError, match="multiple of 16"):
+        fit_segmenter(Segmenter(features=SMALL), images, instances, mpp=0.5, crop_px=60)
+    two = Segmenter(("a", "b"), features=SMALL)
+    with pytest.raises(ValueError, match="give classes="):
+        fit_segmenter(two, images, instances, mpp=0.5, crop_px=64)
+    with pytest.raises(ValueError, match="class 'b' has no example"):
+        fit_segmenter(
+            two,
+            images,
+            instances,
+            mpp=0.5,
+            crop_px=64,
+            classes=np.where(instances > 0, 0, 255).astype(np.uint8),
+        )
+    with pytest.raises(ValueError, match="object 1 has class None"):
+        class_map(np.array([[0, 1]]), {}, ("a",))
+    assert separated(np.zeros((3, 32, 32), np.uint8), width_px=10)[0].max() == 0
