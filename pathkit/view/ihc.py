@@ -90,7 +90,7 @@ class StainBoard(Shown):
         levels([], values)  # checks them
         self._cuts = tuple(values)
         self.scores = self._scored()
-        self.layer.recolour(self._named(), COLOURS)
+        self.layer.recolour(self._named())
         self.layer.refresh(self.viewer.view)
         if self._widget is not None:
             self._fill()

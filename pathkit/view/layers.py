@@ -565,23 +565,6 @@ class Points(Layer):
             )
         self._index(slide.dimensions)
 
-    def recolour(self, table: pd.DataFrame, colours: Mapping[str, str]) -> None:
-        """Other classes for the same rows; the view shows them at its next `refresh`.
-
-        Raises
-        ------
-        ValueError
-            If the table has other rows.
-        """
-        assert self.table is not None
-        if len(table) != len(self.table):
-            raise ValueError(f"layer {self.name!r}: {len(table)} rows to recolour {len(self.table)}.")
-        self.table = table
-        self._colour_rows(dict(colours))
-        if len(table) > MARKS:
-            names = self.classes or [str(i) for i in range(32)]
-            self._sorted["code"] = pd.Categorical.from_codes(self.codes[self._order], names)
-
     def _index(self, dimensions: tuple[int, int]) -> None:
         """Rows sorted by a coarse grid, so that a view touches its own rows alone."""
         self._dimensions = dimensions
