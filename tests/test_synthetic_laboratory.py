@@ -553,6 +553,19 @@ def test_outlines_of_nuclei_are_those_of_the_instance_map_and_of_the_object_tabl
     assert back.geometry.geom_equals_exact(frame.geometry, 0.01).all()
 
 
+def test_a_nucleus_whose_ring_touches_itself_keeps_its_outline(tmp_path):
+    """Made valid, such a ring is a collection of areas and lines; every nucleus of the map must still be there."""
+    site = synthetic.SITES["north"].at(0.5)
+    for seed in (3, 8):
+        truth = synthetic.Truth(synthetic.breast(seed, grade=3, size_um=(1200.0, 1000.0)), site, None, ())
+        box = Box(500, 400, 250, 200)
+        frame = synthetic.nucleus_outlines(truth, box, mpp=0.5)
+        table = synthetic.nuclei(truth.architecture, box)
+        table = table[~table["class"].isin(["red cell", "pigment"])]
+        ids = synthetic.instances(truth.architecture, (476, 376), (596, 496), mpp=0.5)
+        assert set(frame["name"].astype(int)) == set(table["object_id"]) & set(np.unique(ids).tolist())
+
+
 def test_a_mosaic_is_the_same_read_whole_or_in_parts_and_is_written_as_one_slide(tmp_path):
     def mosaic(workers):
         return synthetic.Mosaic(

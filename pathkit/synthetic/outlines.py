@@ -84,8 +84,9 @@ def _in_tile(truth: Truth, box: Box, mpp: float) -> list[Row]:
         at_um = (ring + 0.5) * (mpp / 2) + (x0 + c0 * mpp, y0 + r0 * mpp)
         kind = int(cell[6])
         outline = shapely.make_valid(shapely.Polygon(np.round(at_um / truth.site.mpp, 2)))
+        # What is made valid may be a collection of a multipolygon and lines: parts of parts.
         outline = max(
-            (p for p in shapely.get_parts(outline) if p.geom_type == "Polygon"),
+            (p for p in shapely.get_parts(shapely.get_parts(outline)) if p.geom_type == "Polygon"),
             key=lambda p: p.area,
             default=None,
         )
