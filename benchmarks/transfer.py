@@ -1,6 +1,9 @@
 """Does what is learnt on synthetic fields hold on real tissue? A small U-Net, trained on synthetic nuclei only, is tested on
 real images with outlined nuclei (`../shared/data/nuclei_instances`, Data Science Bowl 2018), beside a baseline without
-learning (haematoxylin channel, Otsu's threshold, watershed). Prints object F1 at IoU 0.5 and Dice, pooled and by look."""
+learning (haematoxylin channel, Otsu's threshold, watershed). Prints object F1 at IoU 0.5 and Dice, pooled and by look.
+
+Every other image, in the order of their names, is for development: simulator and recipe were chosen on those alone. The
+others are reported apart. Nothing real is trained on."""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ from pathkit.synthetic.fields import nuclei_fields
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei_instances"
 #: Width of nuclei that the network knows best, and the sizes at which a picture of unknown magnification is tried.
-WIDTH_PX = 26.0
-SCALES = (0.35, 0.5, 0.7, 1.0, 1.4)
-CROP_PX = 128
+WIDTH_PX = 20.0
+SCALES = (0.3, 0.42, 0.6, 0.85, 1.2)
+FIELD_PX, CROP_PX = 128, 96
+MPP = (0.22, 0.55)
 
 
 def targets(instances: np.ndarray) -> np.ndarray:
@@ -41,41 +45,52 @@ def targets(instances: np.ndarray) -> np.ndarray:
 
 
 def scaled(images: torch.Tensor) -> torch.Tensor:
-    """Each image with its own mean and spread taken away: the light and the strength of the stain do not matter."""
-    mean = images.mean((2, 3), keepdim=True)
-    spread = images.std((1, 2, 3), keepdim=True).clamp_min(12.0)
-    return (images - mean) / spread
+    """Each image from its own lightest tone, in units of its spread: light and strength of the stain do not matter."""
+    some = images[..., ::3, ::3].flatten(2)
+    light = torch.quantile(some, 0.9, dim=2)[..., None, None]
+    spread = images.std((1, 2, 3), keepdim=True).clamp_min(18.0)
+    return (images - light) / spread
 
 
 def build(device: str) -> nn.Module:
-    network = BasicUNet(2, 3, 3, features=(16, 16, 32, 64, 96, 16)).to(device)
-    return network.to(memory_format=torch.channels_last)
+    """A U-Net at half the resolution, four pixels to a place: a quarter of the cost."""
+    network = BasicUNet(2, 12, 12, features=(16, 24, 40, 64, 96, 16))
+    return nn.Sequential(nn.PixelUnshuffle(2), network, nn.PixelShuffle(2)).to(device)
 
 
-def train(n: int, epochs: int, seed: int, device: str) -> nn.Module:
+def jittered(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Other cameras: each channel its own gain, and now and then a blur or noise."""
+    gain = torch.from_numpy(rng.normal(1, 0.12, (len(x), 3, 1, 1))).to(x)
+    x = 255 - (255 - x) * gain
+    if rng.random() < 0.3:
+        x = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)
+    if rng.random() < 0.3:
+        x = x + float(rng.uniform(1, 8)) * torch.randn_like(x)
+    return x.clamp(0, 255)
+
+
+def train(n: int, steps: int, seed: int, device: str) -> nn.Module:
     torch.manual_seed(seed)
-    fields = nuclei_fields(n, size_px=192, mpp=(0.14, 0.5), variety=1.0, seed=seed)
+    fields = nuclei_fields(n, size_px=FIELD_PX, mpp=MPP, variety=1.0, seed=seed)
     wanted = torch.from_numpy(np.stack([targets(x) for x in tqdm(fields.instances, desc="targets")])).half()
     pixels = torch.from_numpy(fields.images).permute(0, 3, 1, 2)
     network = build(device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-3)
-    batch, steps = 16, epochs * (n // 16)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
+    batch = 8
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
     rng = np.random.default_rng(seed)
     bar = tqdm(range(steps), desc="training")
     network.train()
     for _ in bar:
         rows = rng.integers(n, size=batch)
-        top, left = rng.integers(0, 192 - CROP_PX + 1, 2)
+        top, left = rng.integers(0, FIELD_PX - CROP_PX + 1, 2)
         part = (rows, slice(None), slice(top, top + CROP_PX), slice(left, left + CROP_PX))
         x, y = pixels[part].to(device).float(), wanted[part].to(device).float()
         if rng.random() < 0.5:
             x, y = x.flip(3), y.flip(3)
         turns = int(rng.integers(4))
         x, y = torch.rot90(x, turns, (2, 3)), torch.rot90(y, turns, (2, 3))
-        with torch.autocast(device, torch.bfloat16):
-            out = network(scaled(x).contiguous(memory_format=torch.channels_last))
-        out = out.float()
+        out = network(scaled(jittered(x, rng)))
         share = torch.sigmoid(out[:, 0])
         dice = 1 - (2 * (share * y[:, 0]).sum() + 1) / (share.sum() + y[:, 0].sum() + 1)
         loss = (
@@ -116,25 +131,25 @@ def separated(maps: np.ndarray, width_px: float) -> np.ndarray:
     return segmentation.watershed(-depth, markers, mask=mask)
 
 
-def width_of(instances: np.ndarray) -> float | None:
-    """Width of a circle with the area of the nuclei that most of the stained area belongs to."""
-    areas = np.sort(np.bincount(instances.ravel())[1:])
-    areas = areas[areas >= 20]
-    if not len(areas):
-        return None
-    middle = areas[np.searchsorted(areas.cumsum(), areas.sum() / 2)]
-    return float(2 * np.sqrt(middle / np.pi))
+def trusted(maps: np.ndarray, found: np.ndarray) -> float:
+    """How far the network agrees with the objects that were made of its answer, 0 to 1: the distance map that it drew
+    against that of each object's own shape, over all stained area."""
+    if not found.any():
+        return 0.0
+    nucleus, depth, _ = targets(found)
+    stained = (nucleus > 0) | (maps[0] > 0.5)
+    return float(1 - np.abs(maps[1] - depth)[stained].mean())
 
 
 def by_network(network: nn.Module, image: np.ndarray, device: str) -> np.ndarray:
-    """The picture at several sizes; kept is the one at which the network finds nuclei of the size that it knows best."""
-    best, apart = np.zeros(image.shape[:2], int), np.inf
+    """The picture at several sizes; kept is the one at which the network agrees best with its own objects."""
+    best, most = np.zeros(image.shape[:2], int), 0.0
     for scale in SCALES:
         maps = outputs(network, image, scale, device)
         found = separated(maps, WIDTH_PX / scale)
-        width = width_of(found)
-        if width is not None and abs(np.log(width * scale / WIDTH_PX)) < apart:
-            best, apart = found, abs(np.log(width * scale / WIDTH_PX))
+        trust = trusted(maps, found)
+        if trust > most:
+            best, most = found, trust
     return best
 
 
@@ -178,9 +193,10 @@ def look_of(image: np.ndarray) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--fields", type=int, default=2400)
-    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--fields", type=int, default=700)
+    options.add_argument("--steps", type=int, default=1400)
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--development", action="store_true", help="test on the development half alone")
     options.add_argument("--pictures", type=Path, help="folder for pictures of the worst images")
     options.add_argument("--weights", type=Path, help="file to keep the network in, or to take it from")
     asked = options.parse_args()
@@ -192,27 +208,35 @@ def main() -> None:
         network = build(device).eval()
         network.load_state_dict(torch.load(asked.weights, map_location=device))
     else:
-        network = train(asked.fields, asked.epochs, asked.seed, device)
+        network = train(asked.fields, asked.steps, asked.seed, device)
         if asked.weights:
             torch.save(network.state_dict(), asked.weights)
     trained = time.perf_counter() - start
     rows = []
-    for path in tqdm(sorted((DATA / "images").glob("*.png")), desc="testing"):
+    for k, path in enumerate(tqdm(sorted((DATA / "images").glob("*.png")), desc="testing")):
         image, truth = io.imread(path)[..., :3], io.imread(DATA / "labels" / path.name).astype(int)
         truth = segmentation.relabel_sequential(truth)[0]
+        half = "development" if k % 2 == 0 else "held out"
+        if asked.development and half != "development":
+            continue
         for name, found in (("U-Net", by_network(network, image, device)), ("baseline", by_threshold(image))):
             facts = counted(truth, segmentation.relabel_sequential(found)[0])
-            rows.append({"method": name, "look": look_of(image), "image": path.name, **facts})
+            rows.append({"method": name, "half": half, "look": look_of(image), "image": path.name, **facts})
             if asked.pictures and name == "U-Net":
                 save(asked.pictures, path.stem, image, truth, found, facts)
     table = pd.DataFrame(rows)
-    pooled = pd.concat([table.assign(look="all"), table])
-    sums = pooled.groupby(["method", "look"])[["hits", "truth", "found", "both", "pixels"]].sum()
-    sums["images"] = pooled.groupby(["method", "look"]).size()
+    print(f"trained on {asked.fields} synthetic fields, {asked.steps} steps, {trained:.0f} s on {device}")
+    for what in ("half", "look"):
+        print(summed(pd.concat([table.assign(**{what: "all"}), table]), what).to_string())
+
+
+def summed(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Scores pooled over all objects and pixels of each method and group."""
+    sums = table.groupby(["method", what])[["hits", "truth", "found", "both", "pixels"]].sum()
+    sums["images"] = table.groupby(["method", what]).size()
     sums["F1 at IoU 0.5"] = 2 * sums["hits"] / (sums["truth"] + sums["found"])
     sums["Dice"] = 2 * sums["both"] / sums["pixels"]
-    print(f"trained on {asked.fields} synthetic fields, {asked.epochs} epochs, {trained:.0f} s on {device}")
-    print(sums[["images", "truth", "found", "F1 at IoU 0.5", "Dice"]].round(3).to_string())
+    return sums[["images", "truth", "found", "F1 at IoU 0.5", "Dice"]].round(3)
 
 
 def save(

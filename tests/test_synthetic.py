@@ -137,6 +137,30 @@ def test_large_pyramids_have_levels(tmp_path):
         assert [level.downsample for level in slide.levels] == [1, 4]
 
 
+def test_a_slide_whose_pixels_fail_half_way_is_not_there(node, tmp_path):
+    def read(location, size):
+        if location[1] > 0:
+            raise OSError("the scanner has stopped")
+        return synthetic.scan(node, SITE, location, size)
+
+    with pytest.raises(OSError, match="the scanner has stopped"):
+        synthetic.write_pyramid(read, tmp_path / "s.tif", mpp=1.0, size=(700, 800))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tiles_are_the_same_whatever_their_order_and_whoever_makes_them():
+    places = [(x, y) for y in (200, 264, 328) for x in (300, 364, 428)]
+    here = {place: region(place, (64, 64)) for place in places}
+    shuffled = [places[k] for k in np.random.default_rng(0).permutation(len(places))]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        there = dict(zip(shuffled, pool.map(region, shuffled, [(64, 64)] * len(places)), strict=True))
+    for place in places:
+        np.testing.assert_array_equal(here[place], there[place])
+    whole = region((300, 200), (192, 192))
+    rows = [np.hstack([here[x, y] for x in (300, 364, 428)]) for y in (200, 264, 328)]
+    np.testing.assert_array_equal(np.vstack(rows), whole)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cohort")
@@ -199,6 +223,33 @@ def test_an_interrupted_cohort_resumes_to_the_same_bytes(tiny):
     assert {p.name: p.read_bytes() for p in folder.glob("*.tif")} == before
     assert (folder / sorted(before)[1]).stat().st_mtime_ns == kept
     assert again.equals(slides)
+
+
+def test_a_cohort_stopped_in_the_middle_of_a_slide_goes_on_there(tmp_path, monkeypatch):
+    from pathkit.synthetic import cohort
+
+    options = {
+        "n_patients": 2, "nodes_per_patient": 1, "positive": 0, "size_um": (600.0, 600.0), "workers": 1, "progress": False,
+    }  # fmt: skip
+    whole = synthetic.lymph_node_cohort(tmp_path / "whole", **options)
+    real, calls = cohort.scan, []
+
+    def stopped(architecture, site, location, size, **how):
+        calls.append(location)
+        if len(calls) == 4:  # the second band of the second slide
+            raise OSError("no space left")
+        return real(architecture, site, location, size, **how)
+
+    monkeypatch.setattr(cohort, "scan", stopped)
+    with pytest.raises(OSError, match="no space left"):
+        synthetic.lymph_node_cohort(tmp_path / "halves", **options)
+    assert len(list((tmp_path / "halves").glob("*.tif*"))) == 1
+    assert not (tmp_path / "halves" / "slides.parquet").exists()
+    monkeypatch.setattr(cohort, "scan", real)
+    again = synthetic.lymph_node_cohort(tmp_path / "halves", **options)
+    for one, other in zip(whole["path"], again["path"], strict=True):
+        with open(one, "rb") as a, open(other, "rb") as b:
+            assert a.read() == b.read()
 
 
 def test_another_cohort_does_not_overwrite_this_one(tiny):

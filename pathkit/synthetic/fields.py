@@ -151,9 +151,9 @@ def object_classes(architecture: Architecture) -> dict[int, str]:
 
 
 def random_site(rng: np.random.Generator, mpp: float) -> Site:
-    """A laboratory that does not exist: stains from pink to purple, light from grey to white, sharp or not; one in three
+    """A laboratory that does not exist: stains from pink to purple, light from grey to white, sharp or not; every other one
     uses haematoxylin alone, whose ground is as good as clear, in light of any tint."""
-    alone = rng.random() < 1 / 3
+    alone = rng.random() < 0.5
     purple = 1.0 if alone else rng.random() ** 1.5
     haematoxylin = np.array([0.65, 0.70, 0.29]) + rng.normal(0, (0.09, 0.05, 0.09))
     pink = np.array([0.17, 0.91, 0.36]) + rng.normal(0, (0.07, 0.05, 0.10))
@@ -301,9 +301,9 @@ def _vary(
     height, width = stain.shape[:2]
     ids = _nuclei_at(architecture, at, (width, height), mpp)
     names, numbers = np.unique(ids, return_inverse=True)
-    strength = rng.lognormal(0, 0.3 * variety, len(names))
+    strength = rng.lognormal(0, rng.uniform(0.1, 0.55) * variety, len(names))
     coarse = rng.uniform(0.35, 1.1) / mpp
-    chromatin = 1 + variety * rng.uniform(0, 0.3) * _smooth(rng, max(height, width), coarse)[:height, :width]
+    chromatin = 1 + variety * rng.uniform(0, 0.4) * _smooth(rng, max(height, width), coarse)[:height, :width]
     nucleus = ids > 0
     stain[..., 0] *= np.where(nucleus, strength[numbers.reshape(ids.shape)] * np.maximum(chromatin, 0.1), 1)
     if rng.random() < 0.6 * variety:
