@@ -607,3 +607,19 @@ def test_labels_have_names(organs):
     for organ in organs.values():
         assert organ.labels.max() < len(LABELS)
         assert "tumour" not in organ.area_mm2.__doc__ or organ.area_mm2("glass") > 0
+
+
+def test_a_cohort_can_have_more_mitoses_and_stays_what_it_was_without(tmp_path):
+    from pathkit.synthetic import MITOSES, breast_cohort
+    from pathkit.tables import read_table
+
+    how = dict(n_patients=2, size_um=(800.0, 800.0), mpp=4.0, seed=12, workers=1, progress=False)
+    counts = []
+    for name, factor in (("usual", 1.0), ("many", 20.0)):
+        slides = breast_cohort(tmp_path / name, mitoses=factor, **how)
+        objects = [read_table(p) for p in slides["objects_path"]]
+        counts.append(sum(int(t["class"].isin(MITOSES).sum()) for t in objects))
+    assert counts[1] > 5 * max(counts[0], 1)
+    assert "mitoses" not in (tmp_path / "usual" / "manifest.json").read_text().replace("mitoses_per_mm2", "")
+    with pytest.raises(ValueError, match="mitoses is a factor"):
+        breast_cohort(tmp_path / "none", mitoses=-1.0, **how)

@@ -34,6 +34,10 @@ _COHORTS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "leak-lab": ("leak_cohort", {"n_patients": 48, "seed": 12}),
     "prostate": ("prostate_cohort", {"n_patients": 24, "cores_per_patient": 2, "seed": 10}),
     "breast": ("breast_cohort", {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "seed": 11}),
+    "breast-mitoses": (
+        "breast_cohort",
+        {"n_patients": 18, "mpp": 0.5, "size_um": (1400.0, 1200.0), "mitoses": 5.0, "seed": 12},
+    ),
     "breast-ki67": (
         "breast_cohort",
         {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "marker": "Ki-67", "seed": 11},

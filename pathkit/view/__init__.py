@@ -22,6 +22,7 @@ _NAMES = {
     "InstanceBoard": "instances",
     "StainBoard": "ihc",
     "link": "link",
+    "StainPlane": "stainplane",
     **dict.fromkeys(
         ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"
     ),
