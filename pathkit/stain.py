@@ -787,6 +787,8 @@ class RandStainNA:
         out = np.empty_like(batch)
         for patch, mean, spread, goal in zip(batch, means, spreads, out, strict=True):
             lab = _lab(patch.reshape(-1, 3))
+            tissue = lab[:, 0] < _GLASS
+            lab = lab[tissue] if tissue.mean() > 0.05 else lab
             scale = spread / np.maximum(lab.std(0), 1.0)
             ReinhardNormaliser(scale, mean - scale * lab.mean(0))(patch, out=goal)
         return out
@@ -799,8 +801,12 @@ class RandStainNA:
             torch.as_tensor(v, dtype=torch.float32, device=lab.device)[:, :, None, None]
             for v in (means, spreads)
         )
-        own = lab.std((2, 3), correction=0, keepdim=True).clamp(min=1.0)
-        return _rgb_tensor((lab - lab.mean((2, 3), keepdim=True)) / own * spread + mean)
+        tissue = (lab[:, :1] < _GLASS).float()
+        tissue = torch.where(tissue.mean((2, 3), keepdim=True) > 0.05, tissue, torch.ones_like(tissue))
+        n = tissue.sum((2, 3), keepdim=True)
+        centred = lab - (lab * tissue).sum((2, 3), keepdim=True) / n
+        own = ((centred**2 * tissue).sum((2, 3), keepdim=True) / n).sqrt().clamp(min=1.0)
+        return _rgb_tensor(centred / own * spread + mean)
 
 
 # CIE L*a*b* ------------------------------------------------------------------------------------------------------
@@ -810,6 +816,8 @@ _XYZ: Floats = np.array(
 )
 _XYZ = _XYZ / np.array([[0.95047], [1.0], [1.08883]])  # relative to daylight (D65)
 _KNEE = 6 / 29
+#: Lightness of glass: fits are of tissue, and so is what RandStainNA measures in a patch.
+_GLASS = 88.0
 _STEPS = 1 << 16
 
 

@@ -197,7 +197,8 @@ class StainPlane(Shown):
 
         (x0, y0), (x1, y1) = self._limits()
         plot: Any = figure(
-            width=430, height=540, tools="", toolbar_location=None, x_range=Range1d(start=x0, end=x1), y_range=Range1d(start=y0, end=y1),
+            width=430, height=540, tools="", toolbar_location=None,
+            x_range=Range1d(start=x0, end=x1), y_range=Range1d(start=y0, end=y1),
             x_axis_label="share of red in the optical density", y_axis_label="share of blue in the optical density",
         )  # fmt: skip
         colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in self._shown]
