@@ -40,6 +40,8 @@ _MODULES = (
     "agreement",
     "annotations",
     "cohort",
+    "counting",
+    "detection",
     "doctor",
     "datasets",
     "encoders",

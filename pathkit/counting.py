@@ -37,8 +37,8 @@ def haematoxylin_blobs(
     fit: stain.StainFit,
     *,
     mpp: float = 0.5,
-    least: float = 0.35,
-    sigma_um: float = 1.5,
+    least: float = 0.75,
+    sigma_um: float = 0.8,
     apart_um: float = 5.0,
     slide_id: str | None = None,
 ) -> pd.DataFrame:
@@ -83,6 +83,7 @@ def haematoxylin_blobs(
             found.append(np.column_stack([(cols + x + 0.5) * mpp, (rows + y + 0.5) * mpp, score]))
     table = pd.DataFrame(np.concatenate(found), columns=["x_um", "y_um", "score"])
     table.insert(0, "slide_id", slide_id or slide.name)
+    table = suppress(table, radius_um=apart_um)  # pixels of equal density, and both sides of a seam
     return table.sort_values("score", ascending=False, ignore_index=True)
 
 
@@ -95,7 +96,9 @@ def suppress(points: pd.DataFrame, *, radius_um: float = F1_RADIUS_UM) -> pd.Dat
         slide_id, x_um, y_um, score.
     """
     kept = []
-    for _, group in points.sort_values("score", ascending=False, kind="stable").groupby("slide_id", sort=False):
+    for _, group in points.sort_values("score", ascending=False, kind="stable").groupby(
+        "slide_id", sort=False
+    ):
         neighbours = cKDTree(group[["x_um", "y_um"]]).query_ball_point(group[["x_um", "y_um"]], radius_um)
         alive = np.ones(len(group), bool)
         for i, near in enumerate(neighbours):
@@ -237,7 +240,13 @@ def hot_spot(points: pd.DataFrame, *, area_mm2: float = 2.0) -> dict[str, Any]:
     n = tree.query_ball_point(centres, radius + 1e-6, return_length=True)
     best = int(np.argmax(n))
     x, y = centres[best]
-    return {"x_um": float(x), "y_um": float(y), "radius_um": radius, "n": int(n[best]), "per_mm2": n[best] / area_mm2}
+    return {
+        "x_um": float(x),
+        "y_um": float(y),
+        "radius_um": radius,
+        "n": int(n[best]),
+        "per_mm2": n[best] / area_mm2,
+    }
 
 
 def inside(points: pd.DataFrame, spot: dict[str, Any]) -> NDArray[np.bool_]:

@@ -22,7 +22,6 @@ from scipy.spatial import cKDTree
 from pathkit.counting import F1_RADIUS_UM
 from pathkit.inference import predict_patches
 from pathkit.models import PatchClassifier, patch_classifier
-from pathkit.patches import sample_patches
 from pathkit.training import Augment, fit
 
 __all__ = ["Detector", "candidate_patches", "train_detector"]
@@ -151,10 +150,14 @@ def train_detector(
     for name, table in (("train", train), ("val", val)):
         for label in _CLASSES:
             if not (table["label"] == label).any():
-                raise ValueError(f"train_detector: {name} has no patch labelled {label!r}. Give it more patients.")
+                raise ValueError(
+                    f"train_detector: {name} has no patch labelled {label!r}. Give it more patients."
+                )
     cells, others = train[train["label"] == "mitosis"], train[train["label"] == "other"]
     quick = val[val["label"] != ""]
-    quick = pd.concat([quick[quick["label"] == "mitosis"], _some(quick[quick["label"] == "other"], 400, seed)])
+    quick = pd.concat(
+        [quick[quick["label"] == "mitosis"], _some(quick[quick["label"] == "other"], 400, seed)]
+    )
     shown = pd.concat([cells] * repeat)
     how: dict[str, Any] = {"slides": slides, "lr": 3e-3, "seed": seed, "progress": progress}
     how["augment"] = Augment(stain=0.25) if augment is None else augment

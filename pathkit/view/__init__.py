@@ -23,6 +23,7 @@ _NAMES = {
     "StainBoard": "ihc",
     "link": "link",
     "StainPlane": "stainplane",
+    "HotSpotBoard": "hotspot",
     **dict.fromkeys(
         ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"
     ),
