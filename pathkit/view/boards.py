@@ -371,7 +371,7 @@ class Tuner(Shown):
 
     def snapshot(self) -> bytes:
         """The slide with the result as a PNG."""
-        return self.viewer.snapshot()
+        return self.viewer.snapshot(width_px=600)
 
     def _built(self) -> Any:
         import ipywidgets

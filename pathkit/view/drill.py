@@ -14,6 +14,7 @@ import geopandas
 import numpy as np
 import pandas as pd
 import shapely
+from numpy.typing import NDArray
 
 from pathkit.agreement import outline_dice
 from pathkit.annotations import label_patches
@@ -27,7 +28,20 @@ from pathkit.view.viewer import SlideViewer
 __all__ = ["AnnotationDrill"]
 
 YOU = "you"
-_CALLED, _OTHER = "#e69f00", "#bbbbbb"
+_BACKGROUND = "normal"
+_CALLED = "#e69f00"
+
+
+class _Labels(Patches):
+    """The patches that your outlines call; the others would only cover the tissue."""
+
+    def near(self, box: Box) -> NDArray[np.intp]:
+        rows = super().near(box)
+        assert self.table is not None
+        return rows[(self.table["label"] != _BACKGROUND).to_numpy()[rows]]
+
+    def legend(self) -> list[tuple[str, str]]:
+        return [entry for entry in super().legend() if entry[0] != _BACKGROUND]
 
 
 class AnnotationDrill(Shown):
@@ -91,8 +105,7 @@ class AnnotationDrill(Shown):
         self.patches, self._min_overlap = patches, float(min_overlap)
         self._callbacks: list[Callable[[pd.DataFrame], Any]] = []
         self._label()
-        colours = {class_name: _CALLED, "normal": _OTHER}
-        self._layer = Patches(self._called(), by="label", name="your labels", colours=colours, opacity=0.8)
+        self._layer = _Labels(self._called(), by="label", name="your labels", colours={class_name: _CALLED})
         layers = [self._layer, Polygons(self.truth, name="truth", colours={class_name: "#000000"}, fill=0)]
         for i, (name, outlines) in enumerate(self.readers.items()):
             if len(outlines):
@@ -160,7 +173,7 @@ class AnnotationDrill(Shown):
         )
 
     def _called(self) -> pd.DataFrame:
-        labels = self._label_by(self.drawn) if hasattr(self, "viewer") else "normal"
+        labels = self._label_by(self.drawn) if hasattr(self, "viewer") else _BACKGROUND
         return self.patches.assign(label=labels)
 
     def _redo(self) -> None:
@@ -194,14 +207,14 @@ class AnnotationDrill(Shown):
         from matplotlib.figure import Figure
         from matplotlib.image import imread
 
-        figure = Figure(figsize=(13, 5.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
-        hidden = [layer for layer in self.viewer.layers if not layer.visible]
-        for layer in hidden:  # on paper there are no boxes to tick
-            layer.visible = True
-        left.imshow(imread(io.BytesIO(self.viewer.snapshot(box_l0=self._field(), width_px=800))))
-        for layer in hidden:
-            layer.visible = False
+        box = self._field()
+        high = 6.0
+        figure = Figure(figsize=(high * box.width / box.height + 4.6, high + 0.5), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(high * box.width / box.height, 4.2))
+        truth = next(layer for layer in self.viewer.layers if layer.name == "truth")
+        shown, truth.visible = truth.visible, True  # on paper there is no box to tick
+        left.imshow(imread(io.BytesIO(self.viewer.snapshot(box_l0=box, width_px=640))))
+        truth.visible = shown
         left.set_axis_off()
         at = np.arange(len(self.scores))[::-1]
         right.hlines(at, 0, 1, color="#eeeeee", zorder=0)
