@@ -83,17 +83,26 @@ def auc_within(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     ValueError
         If no group has both classes; else as `auc`.
     """
+    from scipy.stats import rankdata
+
     truth, scores, groups = np.asarray(y), np.asarray(score, float), np.asarray(group)
-    areas, pairs = [], []
+    if not truth.shape == scores.shape == groups.shape or truth.ndim != 1 or not np.isfinite(scores).all():
+        raise ValueError(
+            f"auc_within: three columns of one length, scores finite, got {truth.shape}, {scores.shape}, {groups.shape}."
+        )
+    truth = truth.astype(bool)
+    below = pairs = 0.0
     for name in pd.unique(groups):
         inside = groups == name
-        n = int(truth[inside].sum())
-        if 0 < n < inside.sum():
-            areas.append(auc(truth[inside], scores[inside]))
-            pairs.append(n * (int(inside.sum()) - n))
-    if not areas:
+        positive = truth[inside]
+        n, m = int(positive.sum()), int((~positive).sum())
+        below += (
+            rankdata(scores[inside])[positive].sum() - n * (n + 1) / 2
+        )  # negatives below positives, Mann and Whitney
+        pairs += n * m
+    if not pairs:
         raise ValueError(f"auc_within: none of {len(pd.unique(groups))} groups has both classes.")
-    return float(np.average(areas, weights=pairs))
+    return float(below / pairs)
 
 
 def average_precision(y: ArrayLike, score: ArrayLike) -> float:

@@ -393,3 +393,54 @@ def test_halo(real_data, tmp_path):
 def test_other_json_is_refused_by_name(real_data, name):
     with pytest.raises(AnnotationError, match="not GeoJSON of QuPath"):
         read_annotations(real_data / "annotations" / name)
+
+
+FILES = [
+    "asap_camelyon16/tumor_076.xml",
+    "asap_camelyon16/tumor_085.xml",
+    "asap_tissue_masks/TCGA-2H-A9GF_RES.xml",
+    "asap_tissue_masks/bench_TCGA-P3-A6T6-01Z-00-DX1.4873798C-A2AD-40D5-B5B3-FCF75735C4F3.xml",
+    "asap_tissue_masks/bench_tumor_021.xml",
+    "asap_tissue_masks/normal_002.xml",
+    "dlup/HaloMultilayerTest.annotations",
+    "dlup/qupath05.geojson",
+    "imagescope/onesixth_test.xml",
+]
+
+
+@pytest.mark.real
+@pytest.mark.filterwarnings("ignore:.*crossed themselves")
+@pytest.mark.parametrize("name", FILES)
+def test_real_files_are_drawn_where_they_lie(real_data, name):
+    """Outlines brought to the size of a small slide: each leaves its colour in its own box, and none outside all."""
+    import io
+
+    from PIL import Image
+
+    from pathkit.view import Polygons, SlideViewer
+
+    frame = read_annotations(real_data / "annotations" / name)
+    x0, y0, x1, y1 = frame.total_bounds
+    scale = 500 / max(x1 - x0, y1 - y0)
+    small = frame.set_geometry(frame.translate(-x0, -y0).scale(scale, scale, origin=(0, 0)).translate(50, 50))
+    slide = open_slide(np.full((600, 600, 3), 255, np.uint8), mpp=1.0)
+    colours = dict.fromkeys(frame["class"], "#000000")
+    with SlideViewer(slide, layers=[Polygons(small, colours=colours)]) as viewer:
+        png = viewer.snapshot(width_px=600)
+    drawn = np.asarray(Image.open(io.BytesIO(png)).convert("L"))[:600] < 128
+    drawn[560:, :200] = False  # the scale bar
+    rows, cols = np.nonzero(drawn)
+    assert len(rows) > 50
+    assert min(rows.min(), cols.min()) >= 45
+    assert max(rows.max(), cols.max()) <= 555
+    large = small[small.geometry.map(lambda g: max(np.ptp(g.bounds[::2]), np.ptp(g.bounds[1::2])) >= 4)]
+    for left, top, right, bottom in large.bounds.to_numpy():
+        inside = drawn[int(top) - 2 : int(bottom) + 3, int(left) - 2 : int(right) + 3]
+        assert inside.any()
+
+
+@pytest.mark.real
+def test_no_file_of_a_known_format_is_left_out(real_data):
+    folder = real_data / "annotations"
+    there = [p for p in folder.rglob("*") if p.suffix in (".xml", ".geojson", ".annotations")]
+    assert sorted(str(p.relative_to(folder)) for p in there) == sorted(FILES)

@@ -167,6 +167,8 @@ def test_auc_within_groups_ignores_what_differs_between_them():
     assert auc_within(y, score, list("aabbcc")) == 1
     assert auc(y[:4], score[:4]) == 0.75
     assert auc_within(y, score, ["a"] * 6) == auc(y, score)
+    with pytest.raises(ValueError, match="one length"):
+        auc_within(y, score, list("aab"))
     with pytest.raises(ValueError, match="none of 2 groups"):
         auc_within([1, 1, 0, 0], [1, 2, 3, 4], list("aabb"))
 

@@ -208,7 +208,7 @@ class SplitBoard(Rows):
             board.plot(xs, ys, color=colour, linewidth=2, zorder=1)
         for name, rows in marks.groupby("label"):
             board.scatter(
-                rows["x"], rows["y"], c=rows["colour"], s=42, label=name, edgecolors="white", zorder=2
+                rows["x"], rows["y"], c=rows["colour"], s=30, label=name, edgecolors="white", zorder=2
             )
         for site, rows in marks.groupby("site"):
             board.text(rows["x"].mean(), 1.22, site, ha="center")
@@ -232,7 +232,12 @@ class SplitBoard(Rows):
             self.history["leaking"].iloc[-1:], self.history["auc"].iloc[-1:], "o", color=_LEAK, markersize=9
         )
         trail.axhline(0.5, color="black", linestyle=":", linewidth=1)
-        trail.set(ylim=(0, 1.03), xlabel="patients on both sides", ylabel="AUC of the test slides")
+        trail.set(
+            xlim=(-1, self.history["leaking"].max() + 1),
+            ylim=(0, 1.03),
+            xlabel="patients on both sides",
+            ylabel="AUC of the test slides",
+        )
         figure.suptitle(self.line, fontsize=10)
         return figure
 
