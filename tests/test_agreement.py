@@ -135,6 +135,20 @@ def test_staple_is_the_consensus_with_a_fixed_prior():
     assert dice(found.mask, truth.reshape(50, 50)) > max(dice(m, truth.reshape(50, 50)) for m in masks[1:])
 
 
+def test_staple_agrees_with_simpleitk():
+    """Sensitivity and specificity that SimpleITK 2 (STAPLEImageFilter) gives for the same masks."""
+    rng = np.random.default_rng(1)
+    truth = np.zeros((60, 60), bool)
+    truth[15:45, 20:50] = True
+    masks = [
+        np.where(truth, rng.random(truth.shape) < sens, rng.random(truth.shape) > spec)
+        for sens, spec in ((0.95, 0.97), (0.8, 0.99), (0.9, 0.9))
+    ]
+    found = staple(masks)
+    np.testing.assert_allclose(found.sensitivity, [0.93910003, 0.80004164, 0.89718054], atol=1e-6)
+    np.testing.assert_allclose(found.specificity, [0.97211542, 0.98887118, 0.89904203], atol=1e-6)
+
+
 def test_what_cannot_be_agreed_on():
     with pytest.raises(ValueError, match="at least two columns"):
         consensus(pd.DataFrame({"a": [1, 0]}))
