@@ -193,8 +193,8 @@ def look_of(image: np.ndarray) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--fields", type=int, default=700)
-    options.add_argument("--steps", type=int, default=1400)
+    options.add_argument("--fields", type=int, default=400)
+    options.add_argument("--steps", type=int, default=800)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--development", action="store_true", help="test on the development half alone")
     options.add_argument("--pictures", type=Path, help="folder for pictures of the worst images")
