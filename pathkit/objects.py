@@ -492,6 +492,7 @@ def otsu_nuclei(
     radius_um: float = 3.0,
     least_um2: float = 8.0,
     density: NDArray[Any] | None = None,
+    threshold: float | None = None,
 ) -> NDArray[np.int64]:
     """Nuclei without learning: haematoxylin, Otsu's threshold, and a watershed of the distance to the edge.
 
@@ -505,6 +506,8 @@ def otsu_nuclei(
         Smaller pieces are dropped.
     density : (H, W) array, optional
         What is dark in nuclei, instead of haematoxylin.
+    threshold : float, optional
+        Of the density, instead of Otsu's.
 
     Returns
     -------
@@ -516,7 +519,7 @@ def otsu_nuclei(
     stain = ndimage.gaussian_filter(separate(rgb)[..., 0] if density is None else density, 0.4 / mpp)
     if not np.ptp(stain) > 1e-6:
         return np.zeros(stain.shape, np.int64)
-    mask = stain > filters.threshold_otsu(stain)
+    mask = stain > (filters.threshold_otsu(stain) if threshold is None else threshold)
     mask = morphology.remove_small_objects(mask, max_size=int(least_um2 / mpp**2))
     mask = ndimage.binary_fill_holes(mask)
     depth = ndimage.gaussian_filter(ndimage.distance_transform_edt(mask), 0.5 / mpp)

@@ -26,6 +26,7 @@ from pathkit.stain import separate
 
 __all__ = [
     "CUTS",
+    "MEMBRANE_CUTS",
     "BlandAltman",
     "allred",
     "bland_altman",
@@ -40,9 +41,13 @@ __all__ = [
     "tps",
 ]
 
-#: Optical density of diaminobenzidine from which on a cell is weakly, moderately and strongly stained.
-CUTS = (0.15, 0.40, 0.75)
+#: Optical density of diaminobenzidine from which on a nucleus (its mean) is weakly, moderately and strongly stained, and
+#: from which on a membrane (its stained sectors) is.
+CUTS = (0.15, 0.36, 0.57)
+MEMBRANE_CUTS = (0.15, 0.40, 0.75)
 SECTORS = 16
+#: Least optical density of a nucleus, both dyes together.
+LEAST_DARK = 0.1
 
 
 def cells(
@@ -79,8 +84,7 @@ def cells(
     """
     stain = separate(rgb)
     if labels is None:
-        dark = stain[..., 0] if membrane else stain[..., 0] + stain[..., 2]
-        labels = otsu_nuclei(rgb, mpp=mpp, density=dark)
+        labels = _nuclei(rgb, stain, mpp, membrane)
     table = morphology(labels, rgb, mpp=mpp, slide_id=slide_id, origin_um=origin_um, stains=stain)
     strongest = _sectors(np.asarray(labels), stain[..., 2], table, mpp, ring_um, origin_um)
     stained = strongest >= cut
@@ -89,6 +93,21 @@ def cells(
     sums = np.where(n > 0, (strongest * stained).sum(1), strongest.sum(1))
     table["membrane_dab"] = sums / np.where(n > 0, n, SECTORS)
     return table
+
+
+def _nuclei(
+    rgb: NDArray[np.uint8], stain: NDArray[np.float32], mpp: float, membrane: bool
+) -> NDArray[np.int64]:
+    """Nuclei by haematoxylin, or by both dyes: the threshold then comes from what is not brown, or it would part strongly
+    stained nuclei from all others."""
+    from skimage.filters import threshold_otsu
+
+    if membrane:
+        return otsu_nuclei(rgb, mpp=mpp, density=stain[..., 0])
+    dark = np.maximum(stain[..., 0], 0) + np.maximum(stain[..., 2], 0)
+    pale = np.append(ndimage.gaussian_filter(dark, 0.4 / mpp)[stain[..., 2] < CUTS[0]], 0.0)
+    threshold = max(LEAST_DARK, float(threshold_otsu(pale))) if np.ptp(pale) > 1e-6 else LEAST_DARK
+    return otsu_nuclei(rgb, mpp=mpp, density=dark, threshold=threshold)
 
 
 def _sectors(

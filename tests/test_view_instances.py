@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pathkit.scoring import positive_share
+from pathkit.scoring import CUTS, positive_share
 from pathkit.slide import open_slide
 from pathkit.view import InstanceBoard, StainBoard
 
@@ -97,6 +97,6 @@ def test_bad_cut_offs_and_missing_truth_are_refused():
     board = stain_board()
     with pytest.raises(ValueError, match="three ascending"):
         board.cuts = (0.5, 0.4, 0.8)
-    assert board.cuts == (0.15, 0.4, 0.75)
+    assert board.cuts == CUTS
     with pytest.raises(ValueError, match="no column 'membrane_dab'"):
         stain_board(density="membrane_dab")

@@ -46,6 +46,14 @@ _COHORTS: dict[str, tuple[str, Mapping[str, Any]]] = {
         "breast_cohort",
         {"n_patients": 16, "mpp": 0.5, "size_um": (1200.0, 1000.0), "marker": "HER2", "seed": 11},
     ),
+    "breast-er": (
+        "breast_cohort",
+        {"n_patients": 8, "mpp": 0.5, "size_um": (800.0, 800.0), "marker": "ER", "seed": 13},
+    ),
+    "breast-pdl1": (
+        "breast_cohort",
+        {"n_patients": 8, "mpp": 0.5, "size_um": (800.0, 800.0), "marker": "PD-L1", "seed": 13},
+    ),
 }
 NAMES = tuple(_COHORTS)
 

@@ -1,0 +1,134 @@
+"""Nuclei of a whole slide (objects a second, peak memory, seams), and nuclei of real images before and after fine-tuning.
+
+    python benchmarks/nuclei.py slide --side 20000     # a synthetic slide, segmented in two tilings
+    python benchmarks/nuclei.py real                   # ../shared/data/nuclei_instances, half of it for fine-tuning
+
+The network is trained on synthetic fields first; ``--weights`` keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from skimage import io
+from skimage.transform import resize
+
+from pathkit.metrics import bootstrap
+from pathkit.objects import counts, instance_scores, otsu_nuclei
+from pathkit.segmentation import (
+    Segmenter,
+    fit_segmenter,
+    load_segmenter,
+    save_segmenter,
+    segment,
+    segment_slide,
+)
+from pathkit.slide import open_slide
+from pathkit.synthetic import Mosaic, nuclei_fields, write_big_slide
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei_instances"
+TRAINED_MPP = 0.5
+
+
+def trained(
+    fields: int, epochs: int, variety: float, mpp: tuple[float, float], weights: Path | None
+) -> Segmenter:
+    """A segmenter of nuclei that saw synthetic fields only."""
+    if weights and weights.exists():
+        return load_segmenter(weights)
+    drawn = nuclei_fields(fields, size_px=192, mpp=mpp, variety=variety)
+    torch.manual_seed(0)
+    model = Segmenter()
+    fit_segmenter(model, drawn.images, drawn.instances, mpp=TRAINED_MPP, epochs=epochs, batch_size=16)
+    if weights:
+        save_segmenter(model, weights)
+    return model
+
+
+def whole_slide(model: Segmenter, side: int) -> None:
+    """Segments a slide in two tilings and compares the tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        mosaic = Mosaic((side, side), mpp=TRAINED_MPP, seed=1)
+        path = write_big_slide(Path(folder) / "big.tif", mosaic, objects=False)
+        tables = []
+        for tile in ((2048, 768), (1400, 1100)):
+            with open_slide(path) as slide:
+                start = time.perf_counter(), time.process_time()
+                table = segment_slide(slide, model, tile_px=tile)
+                wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(
+                f"{side} x {side} px at {TRAINED_MPP} µm, tiles {tile}: {len(table)} nuclei, {wall:.0f} s wall, {cpu:.0f} s"
+                f" CPU, {len(table) / wall:.0f} nuclei a second, peak {peak:.0f} MB"
+            )
+            tables.append(table)
+    keys = [
+        set(zip(t["x_um"].round(3), t["y_um"].round(3), t["area_um2"].round(3), strict=True)) for t in tables
+    ]
+    print(f"the same in both tilings: {len(keys[0] & keys[1])} of {len(keys[0])} and {len(keys[1])}")
+
+
+def real_fields() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and label maps, in the order of their names."""
+    if not DATA.is_dir():
+        raise SystemExit(f"{DATA.name}: the real images are absent; this benchmark cannot run.")
+    paths = sorted((DATA / "images").glob("*.png"))
+    return [(io.imread(p)[..., :3], io.imread(DATA / "labels" / p.name).astype(np.int64)) for p in paths]
+
+
+def report(name: str, pairs: list[tuple[np.ndarray, np.ndarray]], outline) -> None:
+    rows = pd.DataFrame([counts(truth, outline(rgb)) for rgb, truth in pairs])
+    rows["patient_id"] = np.arange(len(rows))  # patients are not known: an image stands for one
+    scores = {k: round(v, 3) for k, v in instance_scores(rows).items()}
+    print(f"{name}: {scores}; PQ {bootstrap(lambda r: instance_scores(r)['pq'], rows)}")
+
+
+def on_real(model: Segmenter, epochs: int) -> None:
+    """Synthetic only, and after fine-tuning on every other image; both on the rest."""
+    pairs = real_fields()
+    train, test = pairs[::2], pairs[1::2]
+    print(f"{len(test)} real images to test on, of {len(pairs)}")
+    report("Otsu and watershed", test, lambda rgb: otsu_nuclei(rgb, mpp=TRAINED_MPP))
+    report("synthetic only", test, lambda rgb: segment(model, rgb, mpp=None, turns=2).labels)
+    known = model.width_px or 1.0
+    images, labels = [], []
+    for rgb, truth in train:  # at the scale at which the nuclei have the width that the model knows
+        areas = np.bincount(truth.ravel())[1:]
+        areas = np.sort(areas[areas > 0])
+        width = 2 * np.sqrt(areas[np.searchsorted(areas.cumsum(), areas.sum() / 2)] / np.pi)
+        shape = [max(160, round(n * known / width)) for n in truth.shape]
+        big = resize(rgb, shape, preserve_range=True, anti_aliasing=True).astype(np.uint8)
+        small = resize(truth, shape, order=0, preserve_range=True, anti_aliasing=False).astype(np.int64)
+        for _ in range(4):
+            r, c = (int(np.random.default_rng(len(images)).integers(n - 160 + 1)) for n in shape)
+            images.append(big[r : r + 160, c : c + 160])
+            labels.append(small[r : r + 160, c : c + 160])
+    fit_segmenter(
+        model, np.stack(images), np.stack(labels), mpp=TRAINED_MPP, epochs=epochs, batch_size=16, lr=1e-3
+    )
+    report("fine-tuned on half", test, lambda rgb: segment(model, rgb, mpp=None, turns=2).labels)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options.add_argument("what", choices=["slide", "real"])
+    options.add_argument("--side", type=int, default=20000)
+    options.add_argument("--fields", type=int, default=400)
+    options.add_argument("--epochs", type=int, default=12)
+    options.add_argument("--weights", type=Path)
+    asked = options.parse_args()
+    if asked.what == "slide":
+        whole_slide(trained(asked.fields, asked.epochs, 0.0, (0.5, 0.5), asked.weights), asked.side)
+    else:
+        on_real(trained(asked.fields, asked.epochs, 1.0, (0.2, 0.5), asked.weights), asked.epochs)
+
+
+if __name__ == "__main__":
+    main()
