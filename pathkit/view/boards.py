@@ -44,6 +44,7 @@ class _OnSlides(Rows):
             here = self.table[self.table["slide_id"] == self.slide_id]
             layer = Patches(here, name="patches", by=self.colour_by)
             self.viewer = SlideViewer(self.slides[self.slide_id], layers=[layer], height_px=380)
+            self._outline()
             self.viewer.on_select(lambda rows: self.select(self._with_other_slides(rows)))
             if self._pane is not None:
                 self._pane.children = [self.viewer.widget()]
@@ -60,10 +61,12 @@ class _OnSlides(Rows):
 
     def _selected(self) -> None:
         self.gallery.show(self.selection if len(self._chosen) else self.table)
+        self._outline()
+
+    def _outline(self) -> None:
         if self.viewer is not None:
-            self.viewer.select(
-                self._chosen[(self.table.loc[self._chosen, "slide_id"] == self.slide_id).to_numpy()]
-            )
+            here = (self.table.loc[self._chosen, "slide_id"] == self.slide_id).to_numpy()
+            self.viewer.select(self._chosen[here])
 
     def close(self) -> None:
         """Close the slide that is shown."""
@@ -162,6 +165,15 @@ class EmbeddingExplorer(_OnSlides):
         )  # fmt: skip
         plot.axis.visible = plot.grid.visible = False
         plot.toolbar.logo = None
+        if self.colour:  # below the points, not over them
+            plot.add_layout(plot.legend[0], "below")
+            plot.legend[0].update(
+                orientation="horizontal",
+                ncols=3,
+                border_line_color=None,
+                padding=2,
+                label_text_font_size="11px",
+            )
         self._points.selected.on_change(
             "indices", lambda attr, old, new: self.select(self.table.index[rows[sorted(new)]])
         )
@@ -379,8 +391,9 @@ class Tuner(Shown):
         line, controls = ipywidgets.Label(self.line), []
         for name, (low, high, value) in self.sliders.items():
             slider = ipywidgets.FloatSlider(
-                value, min=low, max=high, step=(high - low) / 100, description=name, continuous_update=False
-            )
+                value, min=low, max=high, step=(high - low) / 100, description=name, continuous_update=False,
+                readout_format=".3g", style={"description_width": "initial"},
+            )  # fmt: skip
             controls.append(slider)
 
             def moved(change: Any, name: str = name) -> None:
@@ -561,8 +574,9 @@ class TrainingMonitor(Shown):
 
         self._curve = ColumnDataSource({"epoch": [], "train": [], "val": []})
         plot: Any = figure(
-            width=330, height=300, tools="", toolbar_location=None, x_axis_label="epoch", y_axis_label="loss"
+            width=330, height=350, tools="", toolbar_location=None, x_axis_label="epoch", y_axis_label="loss"
         )
+        plot.xaxis.ticker.min_interval, plot.xaxis.ticker.num_minor_ticks = 1, 0
         for name, colour in (("train", "#0072b2"), ("val", "#d55e00")):
             plot.line("epoch", name, source=self._curve, color=colour, line_width=2, legend_label=name)
             plot.scatter("epoch", name, source=self._curve, color=colour, size=6)

@@ -277,8 +277,9 @@ class Gallery(Rows):
         ]
         self._images.data = {"image": images, "x": columns + 0.04, "y": rows + 0.05}
         captions = [self.caption(row) for _, row in self.shown.iterrows()]
+        short = [c if len(c) <= 16 else f"{c[:15]}…" for c in captions]  # whole when pointed at
         names = self.shown["slide_id"].astype(str).tolist()
-        self._captions.data = {"x": columns + 0.5, "y": rows + 0.99, "caption": captions}
+        self._captions.data = {"x": columns + 0.5, "y": rows + 0.99, "caption": short}
         self._frames.data = {"x": columns + 0.5, "y": rows + 0.44, "caption": captions, "slide": names}
         self._line.value = self._heading()
         self._selected()

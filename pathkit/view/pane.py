@@ -29,6 +29,7 @@ def pane(model: Any) -> Any:
 
 @cache
 def _pane_class() -> type[Any]:
+    from bokeh.models import DataRange1d
     from jupyter_bokeh import BokehModel
 
     class Pane(BokehModel):
@@ -36,6 +37,7 @@ def _pane_class() -> type[Any]:
             self._lock = threading.RLock()
             self._kept: list[Any] = []
             self._ready = self._outdated = False
+            self._automatic = [(r, r.start, r.end) for r in model.select({"type": DataRange1d})]
             super().__init__(model, **options)
             self._document.on_event("document_ready", lambda _: self._drawn())
 
@@ -55,20 +57,26 @@ def _pane_class() -> type[Any]:
             """A view was drawn, from the bundle."""
             with self._lock:
                 if self._outdated:
-                    self._kept, self._ready, self._outdated = [], False, False
-                    self.render_bundle = self._model_to_traits(self._model)
+                    self.render_bundle = self._renewed()
                     return
                 self._ready = True
                 for event in self._kept:
                     self._document_patched(event)
                 self._kept = []
 
+        def _renewed(self) -> Any:
+            """The bundle of the model as it is now, with nothing left to say."""
+            for span, start, end in self._automatic:  # what a page has set would hold the range there
+                span.set_from_json("start", start, setter=self)
+                span.set_from_json("end", end, setter=self)
+            self._kept, self._ready, self._outdated = [], False, False
+            return self._model_to_traits(self._model)
+
         def get_state(self, key: Any = None, drop_defaults: bool = False) -> Any:
             """What a page that is loaded again asks for: the model as it is now."""
             if key is None and self._model.document is not None:
                 with self._lock:
-                    self._kept, self._ready, self._outdated = [], False, False
-                    self._trait_values["render_bundle"] = self._model_to_traits(self._model)
+                    self._trait_values["render_bundle"] = self._renewed()
             return super().get_state(key, drop_defaults)
 
         def close(self) -> None:

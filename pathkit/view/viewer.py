@@ -122,7 +122,7 @@ class SlideViewer:
         self._drawn: dict[str, dict[str, list[Any]]] = _nothing_drawn()
         self._undo: list[dict[str, dict[str, list[Any]]]] = []
         self._groups: list[str] = []
-        self._mode = "fade"
+        self._mode, self._moved = "fade", False
         for layer in layers:
             self.add(layer)
 
@@ -179,7 +179,7 @@ class SlideViewer:
             Microns per screen pixel; unchanged when not given.
         """
         x, y = _middle(place, self.slide)
-        scale = None if mpp is None else self.slide.mpp / mpp
+        scale = None if mpp is None else self.slide.mpp / mpp  # the page knows its own best
         l0_per_px = self.view.l0_per_px if scale is None else 1 / scale
         size = self.view.width_px * l0_per_px, self.view.height_px * l0_per_px
         self._seen(
@@ -187,9 +187,16 @@ class SlideViewer:
         )
         self._say(k="go", x=x, y=y, scale=scale)
 
+    def _here(self) -> dict[str, Any]:
+        """The present view, to tell the browser."""
+        box = self.view.box_l0
+        middle = {"x": box.x + box.width / 2, "y": box.y + box.height / 2}
+        return {"k": "go", **middle, "scale": 1 / self.view.l0_per_px}
+
     def home(self) -> None:
         """The whole slide."""
         self._seen(View(Box(0, 0, *self.slide.dimensions), self.view.width_px, self.view.height_px))
+        self._moved = False
         self._say(k="home")
 
     def compare(self, mode: str = "swipe") -> None:
@@ -361,7 +368,7 @@ class SlideViewer:
 
     def _seen(self, view: View) -> None:
         with self._lock:
-            self.view = view
+            self.view, self._moved = view, True
             if self._live is not None:
                 self._live.refresh(view)
 
@@ -494,9 +501,7 @@ class Figure:
             BoxEditTool(renderers=[boxes], empty_value=first, description="Draw a box (shift and drag)"),
             PointDrawTool(renderers=[points], empty_value=first, description="Draw a point"),
         ]
-        edit = PolyEditTool(
-            renderers=[areas], vertex_renderer=corners, description="Edit corners (double-click)"
-        )
+        edit = PolyEditTool(renderers=[areas], vertex_renderer=corners, description="Edit corners (press)")
         pan, wheel = PanTool(), WheelZoomTool()
         lasso = LassoSelectTool(renderers=[], continuous=False, description="Select by lasso")
         home, undo = (CustomAction(icon=icon, description=text) for icon, text in ACTIONS)
@@ -596,6 +601,8 @@ class _Live:
                 _pool.submit(self._send_tiles, message["s"], message["t"])
             elif message["k"] == "hello":
                 self.say({"k": "compare", "mode": self.viewer._mode})
+                if self.viewer._moved:
+                    self.say(self.viewer._here())
                 for group in self.viewer._groups:
                     self.say({"k": "link", "group": group})
             else:

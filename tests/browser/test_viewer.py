@@ -256,7 +256,12 @@ def test_wheel_keyboard_and_home(linked):
     assert linked.page.locator(".jp-Dialog").count() == 0
 
 
-def test_tiles_arrive_while_a_cell_runs(linked):
+@pytest.mark.parametrize("subshells", ["perCommTarget", "disabled"])
+def test_tiles_arrive_while_a_cell_runs(linked, subshells):
+    linked.page.evaluate(
+        "(how) => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.commsOverSubshells = how; }",
+        subshells,
+    )
     linked.python(f"a.go_to((1500, 1200), mpp={MPP * 2})")
     linked.sharp()
     linked.page.evaluate(
@@ -356,6 +361,107 @@ def test_a_drawn_polygon_comes_back_to_a_pixel(linked, tmp_path):
     linked.tool("PanTool")
 
 
+def test_box_point_freehand_edit_delete_and_undo(linked):
+    mouse, keyboard = linked.page.mouse, linked.page.keyboard
+    linked.python(f"a.drawn = a.drawn.iloc[:0]; a.go_to((3000, 2200), mpp={MPP})")
+    linked.sharp()
+
+    def at(x, y):
+        mouse.move(*linked.screen(x, y), steps=3)
+        linked.page.wait_for_timeout(150)
+
+    def drag(*corners):
+        at(*corners[0])
+        mouse.down()
+        for corner in corners[1:]:
+            at(*corner)
+        mouse.up()
+        linked.page.wait_for_timeout(300)
+
+    linked.tool("BoxEditTool")
+    assert "Hold shift and drag" in linked.js("v.line.textContent")
+    keyboard.down("Shift")
+    drag((2900, 2150), (2960, 2180), (3000, 2200))
+    keyboard.up("Shift")
+    linked.until("print(a.drawn.geom_type.tolist())", "['Polygon']")
+    bounds = json.loads(linked.python("print(a.drawn.total_bounds.tolist())"))
+    assert bounds == pytest.approx([2900, 2150, 3000, 2200], abs=1.5)
+    linked.tool("PointDrawTool")
+    at(3050, 2100)
+    mouse.click(*linked.screen(3050, 2100))
+    linked.until("print(a.drawn.geom_type.tolist())", "['Polygon', 'Point']")
+    linked.tool("FreehandDrawTool")
+    drag((3100, 2250), (3200, 2250), (3200, 2320), (3100, 2320), (3100, 2255))
+    linked.until("print(len(a.drawn))", "3")
+    area = float(linked.python("print(a.drawn.area.max())"))
+    assert area == pytest.approx(100 * 70, rel=0.1)
+    linked.tool("PolyEditTool")
+    at(3150, 2285)
+    mouse.down()
+    linked.page.wait_for_timeout(750)
+    mouse.up()
+    linked.page.wait_for_timeout(400)
+    drag((3200, 2320), (3220, 2340), (3240, 2360))
+    end = time.time() + 5
+    while (grown := float(linked.python("print(a.drawn.area.max())"))) <= area and time.time() < end:
+        time.sleep(0.1)
+    assert grown > area + 500
+    linked.tool("PointDrawTool")
+    mouse.click(*linked.screen(3050, 2100))
+    linked.page.wait_for_timeout(200)
+    keyboard.press("Backspace")
+    linked.until("print('Point' in a.drawn.geom_type.tolist())", "False")
+    keyboard.press("Control+z")
+    linked.until("print('Point' in a.drawn.geom_type.tolist())", "True")
+    linked.python("a.drawn = a.drawn.iloc[:0]")
+    linked.tool("PanTool")
+
+
+def test_minimap_cross_hair_jump_home_and_pinch(linked):
+    linked.python(f"a.go_to((3000, 2200), mpp={MPP})")
+    linked.sharp()
+    middle = "v.centre.map(Math.round)"
+    x, y, width, height = linked.js(
+        "(() => { const b = v.map.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })()"
+    )
+    linked.page.mouse.click(x + width / 4, y + height / 4)
+    linked.page.wait_for_timeout(200)
+    assert linked.js(middle) == pytest.approx(
+        [6144 / 4, 4608 / 4], abs=60
+    )  # a pixel of the map is 44 of the slide
+    linked.page.mouse.move(*linked.screen(1500, 1200), steps=3)
+    linked.page.wait_for_timeout(200)
+    assert "x 1,500, y 1,200 px" in linked.js("v.readout.textContent")
+    assert "750, 600 µm" in linked.js("v.readout.textContent")
+    lines = linked.js(
+        "[v.lines.x.hidden, parseFloat(v.lines.x.style.left), v.frame.left + (1500 - v.xr.start) * v.scale]",
+        1,
+    )
+    assert lines[0] is False
+    assert lines[1] == pytest.approx(lines[2], abs=1)
+    linked.page.get_by_placeholder("x, y in level-0 px").first.fill("4000, 1000")
+    linked.page.keyboard.press("Enter")
+    linked.page.wait_for_function(
+        f"() => {VIEWERS}.at(0).centre.map(Math.round).join() == '4000,1000'", timeout=8000
+    )
+    touch = linked.page.context.new_cdp_session(linked.page)
+    x, y = linked.screen(4000, 1000)
+    before = linked.js("v.scale")
+    for kind, spread in (("Start", 20), ("Move", 30), ("Move", 50), ("Move", 80), ("End", 0)):
+        points = [{"x": x - spread, "y": y, "id": 0}, {"x": x + spread, "y": y, "id": 1}]
+        touch.send(
+            "Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points if spread else []}
+        )
+        linked.page.wait_for_timeout(80)
+    linked.page.wait_for_timeout(300)
+    assert linked.js("v.scale") > 1.2 * before
+    linked.js(
+        "v.figure.toolbar.tools.find(t => t.description?.startsWith('Whole slide')).callback.execute(v.figure)"
+    )
+    linked.page.wait_for_timeout(300)
+    assert linked.box()[2] >= 6144
+
+
 def test_a_page_that_is_loaded_again_shows_where_it_was(linked):
     linked.python(f"a.go_to((4200, 900), mpp={MPP * 2})")
     linked.sharp()
@@ -382,12 +488,145 @@ def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_pat
     truth = open_slide(slide_path).read_region((x, y), (320, 200), mpp=MPP * scale)
     assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
     assert page.tiles == []
+    page.page.evaluate(
+        "(run) => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.commsOverSubshells = 'disabled';"
+        " eval(run)('time.sleep(6)'); }",
+        RUN,
+    )
+    page.js("v.go(500, 400, 1)")
+    line = f"() => {VIEWERS}.at(0).line.textContent.startsWith('{{}}')"
+    page.page.wait_for_function(line.format("No tile for 3 s: the kernel is busy"), timeout=8000)
+    page.page.wait_for_function(line.format("Tiles by the kernel"), timeout=40_000)
+    page.sharp()
     page.page.close()
     assert page.errors == []
     assert page.hosts == {"127.0.0.1"}
 
 
-def test_a_refused_slide_comes_from_the_kernel_and_a_late_tile_is_explained(lab, browser, slide_path):
+TWO_SLIDES = """
+from pathkit.view import compare
+slide = open_slide("slide.tif")
+other = open_slide(255 - slide.read_region((0, 0), (3072, 2304), mpp=2 * slide.mpp), mpp=2 * slide.mpp)
+a = compare(slide, other)
+a.add(Patches(pd.DataFrame({"x_l0": [2560], "y_l0": [2048], "size_px": 512, "mpp": slide.mpp, "slide_id": "s"})))
+display(a)
+a.select([0])
+a.go_to((3000, 2200), mpp=slide.mpp)
+"""
+
+
+def test_two_slides_by_swipe_and_blink_and_what_was_said_before_the_page_was_there(lab, browser, slide_path):
+    """The second slide is in memory: its tiles come from the kernel, those of the first from the server."""
+    page = Page(lab, browser, "two", [SETUP, TWO_SLIDES], 1)
+    page.page.wait_for_function(f"() => {VIEWERS}.at(0).scale == 1", timeout=20_000)
+    page.page.wait_for_timeout(100)
+    page.page.wait_for_function(f"() => {VIEWERS}.at(0).tiles.every(t => t.sharp)", timeout=20_000)
+    assert page.js("v.centre.map(Math.round)") == [3000, 2200]
+    assert page.js(
+        "v.figure.renderers.some(r => r.data_source?.columns().includes('left') && r.data_source.get('left').length)"
+    )
+    page.page.wait_for_timeout(300)
+    slide = open_slide(slide_path)
+
+    def halves():
+        """How far each half of the crop is from the slide; the second is its negative."""
+        pixels, (x, y, scale) = page.crop()
+        truth = slide.read_region((x, y), (320, 200), mpp=MPP * scale)
+        return [difference(pixels[:, part], truth[:, part]) for part in (slice(0, 150), slice(170, 320))]
+
+    left, right = halves()
+    assert left < 4
+    assert right > 20
+    x, y, width, height = page.frame()
+    page.page.mouse.move(x + width / 2, y + height / 3)
+    page.page.mouse.down()
+    page.page.mouse.move(x + 40, y + height / 3, steps=4)
+    page.page.mouse.up()
+    page.page.wait_for_timeout(400)
+    assert min(halves()) > 20
+    page.python("a.compare('blink')")
+    page.page.wait_for_timeout(300)
+    seen = set()
+    for _ in range(12):
+        seen.add(page.js("v.tiles[1].hidden"))
+        page.page.wait_for_timeout(200)
+    assert seen == {True, False}
+    page.page.close()
+    assert page.errors == []
+    assert page.hosts == {"127.0.0.1"}
+
+
+def test_training_is_watched_and_steered_while_cells_run(lab, browser, slide_path):
+    cell = """
+from pathkit.geometry import Raster
+from pathkit.view import TrainingMonitor
+slide = open_slide("slide.tif")
+monitor = TrainingMonitor(slide, lambda level: Raster(np.full((48, 64), level, np.float32), 48.0))
+said = []
+def train():
+    for epoch in range(200):
+        said.append(monitor(epoch % 2, {"epoch": epoch, "train_loss": 1 / (epoch + 1), "val_loss": 1.0}))
+        if said[-1]["stop"]:
+            return "stopped"
+        time.sleep(0.3)
+display(monitor)
+_ = monitor.run(train)
+"""
+    page = Page(lab, browser, "training", [SETUP, cell], 1)
+    page.page.wait_for_function(
+        "() => Bokeh.documents.flatMap(d => [...d._all_models.values()])"
+        ".some(m => m.data && m.columns?.().includes('epoch') && m.get('epoch').length > 2)",
+        timeout=20_000,
+    )
+    assert page.python("print(2 + 2)") == "4"  # a cell runs meanwhile
+    page.page.get_by_role("button", name="Pause").click()
+    page.page.wait_for_timeout(1500)
+    page.python("n = len(monitor.history); monitor.rate = 0.1; time.sleep(1)")
+    assert page.python("print(len(monitor.history) - n, said[-1]['lr_factor'])") == "0 1.0"
+    page.page.get_by_role("button", name="Pause").click()
+    page.until("print(len(monitor.history) > n and said[-1]['lr_factor'] == 0.1)", "True")
+    shades = set()
+    for _ in range(14):
+        pixels, _ = page.crop()
+        shades.add(bool(pixels[..., 1].mean() > pixels[..., 2].mean()))  # yellow, or violet
+        page.page.wait_for_timeout(150)
+    assert shades == {True, False}  # the map is drawn anew
+    page.page.get_by_role("button", name="Stop").click()
+    assert page.python("print(monitor.result(20))") == "stopped"
+    page.page.close()
+    assert page.errors == []
+
+
+def test_notebook_7(lab, browser, slide_path):
+    pytest.importorskip("notebook")
+    folder, address, token = lab
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    code = SETUP + "a = SlideViewer(open_slide('slide.tif'), height_px=400)\na"
+    nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), folder / "classic.ipynb")
+    page = browser.new_page(viewport={"width": 1400, "height": 1100})
+    errors, tiles = [], []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.on("request", lambda r: tiles.append(r.url) if "/pathkit/tiles/" in r.url else None)
+    page.goto(f"{address}notebooks/classic.ipynb?token={token}")
+    page.get_by_text("Trusted").or_(page.get_by_text("Not Trusted")).first.wait_for(timeout=60_000)
+    page.locator(".jp-CodeCell .cm-content").first.click()
+    page.wait_for_function(
+        "() => document.querySelector('.jp-NotebookKernelStatus, .jp-Notebook-ExecutionIndicator')",
+        timeout=60_000,
+    )
+    page.wait_for_timeout(1500)
+    errors.clear()  # of Notebook itself, before there is a viewer
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(
+        f"() => window.Bokeh && {VIEWERS}.length && {VIEWERS}.every(v => v.tiles[0].sharp)", timeout=60_000
+    )
+    assert page.evaluate(f"() => {VIEWERS}.at(0).tiles[0].source") == "server"
+    assert tiles != []
+    page.close()
+    assert errors == []
+
+
+def test_a_refused_slide_comes_from_the_kernel(lab, browser, slide_path):
     cell = "a = SlideViewer(open_slide('slide.tif'))\nw = a.widget()\nregistry.unregister(a._live.ids[0])\na"
     page = Page(lab, browser, "refused", [SETUP, cell], 1)
     assert page.js("v.tiles[0].source") == "kernel"

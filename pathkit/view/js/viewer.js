@@ -139,6 +139,7 @@ const STYLE = `
 const HELP = {
   server: "", page: "",
   kernel: "Tiles by the kernel",
+  slow: "No tile for 3 s: Jupyter's server is busy or the slide's disk slow; tiles follow",
   late: "No tile for 3 s: the kernel is busy, tiles follow when its cell ends. Tiles that never wait: start Jupyter with the extension pathkit.view.server (jupyter server extension list)",
 };
 
@@ -148,7 +149,7 @@ const GESTURES = { // of the active tool
   FreehandDrawTool: `Drag along the outline${DRAWN}`,
   BoxEditTool: `Hold shift and drag${DRAWN}`,
   PointDrawTool: `Click${DRAWN}`,
-  PolyEditTool: "Double-click a shape, then drag its corners; a click and backspace delete a corner",
+  PolyEditTool: "Hold the button for half a second on a shape, then drag its corners; a click and backspace delete a corner",
   LassoSelectTool: "Drag around what to select; without lasso, click it",
 };
 
@@ -181,7 +182,8 @@ class Viewer {
     figure.on_event("selectiongeometry", ({ final, geometry: g }) => final && this.send({ k: "lasso", g: { ...g, ...(g.x && { x: rounded(g.x), y: rounded(g.y) }) } }));
     figure.on_event("tap", (e) => this.drawing || this.send({ k: "tap", x: e.x, y: e.y, r: 8 / this.scale }));
     for (const tool of figure.toolbar.tools) tool.properties.active?.change.connect(() => this.tell());
-    for (const source of Object.values(this.drawn)) source.properties.data.change.connect(() => this.changed());
+    for (const source of Object.values(this.drawn)) // tools that draw tell one or the other
+      for (const signal of [source.change, source.properties.data.change]) signal.connect(() => this.changed());
     this.resized();
     this.send({ k: "hello" });
   }
@@ -256,7 +258,7 @@ class Viewer {
 
   show() { // scale bar, read-out, minimap
     const { left, top, width, height } = this.frame, { mpp, slides } = this.spec, um = mpp ?? 1, place = (e, s) => Object.assign(e.style, s);
-    const goal = (110 / this.scale) * um, ten = 10 ** Math.floor(Math.log10(goal)), nice = [5, 2, 1].find((n) => n * ten <= goal) * ten;
+    const goal = (150 / this.scale) * um, ten = 10 ** Math.floor(Math.log10(goal)), nice = [5, 2, 1].find((n) => n * ten <= goal) * ten;
     this.bar.textContent = mpp ? (nice >= 1000 ? `${nice / 1000} mm` : `${+nice.toPrecision(1)} µm`) : `${nice} px`;
     place(this.bar, { left: `${left + 14}px`, top: `${top + height - 36}px`, width: `${(nice / um) * this.scale}px` });
     const power = mpp ? `${+((10 * this.scale) / mpp).toPrecision(2)}×` : `${+(100 * this.scale).toPrecision(2)}%`;
@@ -327,7 +329,7 @@ class Viewer {
   undo() { this.send({ k: "undo" }); }
 
   say(what, source) {
-    this.status = what == "late" ? HELP.late : HELP[source];
+    this.status = HELP[what != "late" ? source : source == "kernel" ? "late" : "slow"];
     this.tell();
   }
 
