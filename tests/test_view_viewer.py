@@ -514,6 +514,24 @@ def test_what_is_said_before_the_page_is_ready_is_kept_in_order():
     assert changes() == ["a", "b", "c", "d"]
 
 
+def test_kept_data_is_the_data_of_its_time():
+    from bokeh.models import ColumnDataSource
+    from bokeh.plotting import figure
+
+    from pathkit.view.pane import pane
+
+    plot = figure()
+    source = plot.scatter("x", "y", source=ColumnDataSource({"x": [], "y": []})).data_source
+    shown, sent = pane(plot), []
+    shown.send = lambda content, buffers=None: sent.append(content["payload"])
+    for value in (1, 2):
+        source.data = {"x": [value], "y": [value]}
+    shown._drawn()
+    columns = [json.loads(p)["events"][0] for p in sent[2::3]]
+    assert ["[1]" in json.dumps(c) for c in columns] == [True, False]
+    assert ["[2]" in json.dumps(c) for c in columns] == [False, True]
+
+
 def test_threads_that_speak_at_once_do_not_mix_their_messages():
     import time
     from concurrent.futures import ThreadPoolExecutor

@@ -49,6 +49,8 @@ def _pane_class() -> type[Any]:
                     self._outdated = True
                     super()._document_patched(event)
                 elif len(self._kept) < MOST_KEPT:
+                    if getattr(event, "data", event) is None:  # Bokeh would send the data of then, not of now
+                        event.data = dict(event.model.data)
                     self._kept.append(event)
                 else:
                     self._outdated = True
