@@ -196,6 +196,7 @@ class SplitBoard(Rows):
             "auc": [v if np.isfinite(v) else 0.0 for v in values],
             "text": [f"{v:.2f}" if np.isfinite(v) else "none" for v in values],
             "colour": [_LEAK, "#555555", "#0072b2"],
+            "ink": ["white" if np.isfinite(v) and v > 0.15 else "black" for v in values],
         }
 
     def _drawn(self) -> Any:
@@ -253,17 +254,24 @@ class SplitBoard(Rows):
         self._bar_source = ColumnDataSource(self._bars())
         self._trail_source = ColumnDataSource({"x": [], "y": []})
         board: Any = figure(
-            width=640, height=270, tools="tap,box_select", toolbar_location=None,
+            width=640, height=300, tools="tap,box_select", toolbar_location=None,
             y_range=Range1d(start=-0.4, end=1.45), x_axis_label="patients, a mark a slide",
         )  # fmt: skip
-        board.multi_line("xs", "ys", line_color="colour", line_width=2.5, source=self._line_source)
+        board.multi_line(
+            "xs",
+            "ys",
+            line_color="colour",
+            line_width=2.5,
+            nonselection_line_alpha=1,
+            source=self._line_source,
+        )
         marks = board.scatter(
             "x", "y", size=11, fill_color="colour", line_color="white", source=self._mark_source,
             selection_line_color="black", selection_line_width=3, nonselection_fill_alpha=1, legend_group="label",
         )  # fmt: skip
         board.add_tools(HoverTool(renderers=[marks], tooltips=[("slide", "@slide"), ("", "@label, @site")]))
-        board.legend.orientation, board.legend.location = "horizontal", "center"
-        board.legend.background_fill_alpha = 0.6
+        board.legend.orientation = "horizontal"
+        board.add_layout(board.legend[0], "below")
         board.yaxis.ticker = [0, 1]
         board.yaxis.major_label_overrides = {1: self.parts[0], 0: self.parts[1]}
         board.xaxis.ticker, board.grid.visible = [], False
@@ -276,7 +284,7 @@ class SplitBoard(Rows):
             x_axis_label="AUC (dotted: by chance)",
         )  # fmt: skip
         bars.hbar("name", right="auc", height=0.5, color="colour", source=self._bar_source)
-        bars.text(0.03, "name", "text", source=self._bar_source, text_baseline="middle", text_color="white")
+        bars.text(0.03, "name", "text", source=self._bar_source, text_baseline="middle", text_color="ink")
         bars.add_glyph(ColumnDataSource({"x": [0.5]}), VSpan(x="x", line_dash="dotted"))
         trail: Any = figure(
             width=230, height=270, y_range=Range1d(start=0, end=1.03), tools="", toolbar_location=None,
