@@ -27,6 +27,8 @@ from pathkit.training import Augment, fit
 __all__ = ["Detector", "candidate_patches", "train_detector"]
 
 _CLASSES = ["other", "mitosis"]
+#: A candidate to which the first network gives less is not looked at twice.
+LEAST = 0.02
 
 
 def candidate_patches(
@@ -79,7 +81,7 @@ def candidate_patches(
 
 @dataclass
 class Detector:
-    """Two networks, as `train_detector` made them.
+    """Two networks, as `train_detector` made them; a candidate's score is the mean of theirs.
 
     Attributes
     ----------
@@ -101,10 +103,17 @@ class Detector:
             Of `candidate_patches`.
         slides : DataFrame or mapping
         stage : {"first", "second", "both"}
+            With "both", what the first finds hopeless is not shown to the second and scores half of the first's.
         """
-        networks = {"first": [self.first], "second": [self.second], "both": [self.first, self.second]}[stage]
-        scores = [_probability(network, patches, slides) for network in networks]
-        return patches.assign(score=np.mean(scores, axis=0))
+        if stage not in ("first", "second", "both"):
+            raise ValueError(f"score: stage is first, second or both, got {stage!r}.")
+        if stage != "both":
+            return patches.assign(score=_probability(getattr(self, stage), patches, slides))
+        score = _probability(self.first, patches, slides) / 2
+        looked = score > LEAST / 2  # most candidates need no second look
+        if looked.any():
+            score[looked] += _probability(self.second, patches[looked], slides) / 2
+        return patches.assign(score=score)
 
 
 def train_detector(
@@ -113,8 +122,8 @@ def train_detector(
     *,
     slides: Any,
     encoder: str = "small",
-    epochs: tuple[int, int] = (4, 6),
-    n_negative: int = 1200,
+    epochs: tuple[int, int] = (4, 8),
+    n_negative: int = 2000,
     repeat: int = 5,
     augment: Augment | None = None,
     seed: int = 0,
@@ -168,7 +177,7 @@ def train_detector(
         return fit(patch_classifier(encoder, classes=_CLASSES), table, quick, epochs=n_epochs, **how).model
 
     first = trained(_some(others, n_negative, seed), epochs[0], 0)
-    searched = _some(others, 4 * n_negative, seed + 1)
+    searched = _some(others, 3 * n_negative, seed + 1)
     searched = searched.assign(score=_probability(first, searched, slides))
     hard = searched.sort_values("score", ascending=False).head(n_negative // 2)
     easy = _some(others.drop(hard.index), n_negative - len(hard), seed + 2)

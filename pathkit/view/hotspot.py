@@ -102,6 +102,7 @@ class HotSpotBoard(_OnSlides):
                 Polygons(
                     annotation_frame([Row(ring, "hot spot", f"{spot['n']} found", "#000000")]),
                     name="hot spot",
+                    fill=0.0,
                 )
             )
         return viewer
@@ -136,7 +137,7 @@ class HotSpotBoard(_OnSlides):
 
         names = sorted(self.table["slide_id"].astype(str).unique())
         slide = ipywidgets.Dropdown(options=names, value=self.slide_id, description="Slide")
-        outcome = ipywidgets.ToggleButtons(options=["this slide", *OUTCOMES], style={"button_width": "90px"})
+        outcome = ipywidgets.ToggleButtons(options=["this slide", *OUTCOMES], style={"button_width": "110px"})
         count = ipywidgets.Label(self._count())
 
         def show(_: Any) -> None:
