@@ -26,12 +26,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pathkit.geometry import Raster
+from pathkit.metrics import kappa
 
 __all__ = [
     "GRADES",
     "PATTERNS",
     "composition",
     "consensus",
+    "fit_cut_offs",
     "gleason_score",
     "grade",
     "isup_grade",
@@ -105,6 +107,52 @@ def grade(
     pairs = list(zip(primary.tolist(), secondary.tolist(), strict=True))
     text = [f"{a}+{b}" if a else "benign" for a, b in pairs]
     return compositions.assign(gleason=text, isup=np.array([_GROUPS.get(p, 0) for p in pairs], int))
+
+
+def fit_cut_offs(compositions: pd.DataFrame, reference: ArrayLike) -> dict[str, float]:
+    """The cut-offs of `grade` whose grades agree best with a reference, by quadratic kappa.
+
+    To be fitted on other patients than those that are graded with it.
+
+    Parameters
+    ----------
+    compositions : DataFrame
+        As `grade` takes them, one row a core.
+    reference : (N,) int
+        ISUP grades of the same cores.
+
+    Returns
+    -------
+    dict
+        least_tumour and least_secondary: of all pairs that agree best, the one nearest to their middle, so that the choice
+        does not stand at an edge.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ or a grade is none of `GRADES`.
+    """
+    wanted = np.asarray(reference)
+    if wanted.shape != (len(compositions),) or not np.isin(wanted, GRADES).all():
+        raise ValueError(
+            f"fit_cut_offs: one grade from 0 to 5 for each of {len(compositions)} cores, got {wanted.shape} with"
+            f" {sorted(set(wanted.ravel().tolist()))[:8]}."
+        )
+    pairs = [(a, b) for a in np.arange(0.01, 0.31, 0.02) for b in np.arange(0.02, 0.41, 0.02)]
+    reached = np.array(
+        [
+            kappa(
+                grade(compositions, least_tumour=a, least_secondary=b)["isup"],
+                wanted,
+                weights="quadratic",
+                labels=GRADES,
+            )
+            for a, b in pairs
+        ]
+    )
+    best = np.array(pairs)[reached >= np.nanmax(reached) - 1e-9]
+    tumour, secondary = best[((best - best.mean(0)) ** 2).sum(1).argmin()]
+    return {"least_tumour": round(float(tumour), 2), "least_secondary": round(float(secondary), 2)}
 
 
 def composition(

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pathkit.grading import PATTERNS, composition, consensus, gleason_score, grade, isup_grade
+from pathkit.grading import (
+    PATTERNS,
+    composition,
+    consensus,
+    fit_cut_offs,
+    gleason_score,
+    grade,
+    isup_grade,
+)
 
 
 @pytest.mark.parametrize(
@@ -108,3 +116,23 @@ def test_what_cannot_be_graded():
         isup_grade({"pattern 3": 1.0}, least_secondary=5)
     with pytest.raises(ValueError, match="no pattern"):
         grade(pd.DataFrame({"slide_id": ["a"]}))
+
+
+def test_fitted_cut_offs_undo_a_known_share_of_mistakes():
+    """Up to 8% of each core is called pattern 5 by mistake, and every tumour takes 40%: the cut-offs lie between."""
+    rng = np.random.default_rng(0)
+    grades = np.tile(np.arange(6), 8)
+    tumour = {0: (0, 0, 0), 1: (1, 0, 0), 2: (0.7, 0.3, 0), 3: (0.3, 0.7, 0), 4: (0, 1, 0), 5: (0, 0.6, 0.4)}
+    mistakes = rng.uniform(0, 0.08, len(grades))
+    shares = np.array([tumour[g] for g in grades]) * 0.4
+    shares[:, 2] += mistakes
+    table = pd.DataFrame(np.column_stack([1 - shares.sum(1), shares]), columns=list(PATTERNS))
+    cut_offs = fit_cut_offs(table, grades)
+    assert 0.08 <= cut_offs["least_tumour"] < 0.4
+    assert 0.16 <= cut_offs["least_secondary"] <= 0.34
+    assert grade(table, **cut_offs)["isup"].tolist() == grades.tolist()
+    assert grade(table)["isup"].tolist() != grades.tolist()
+    with pytest.raises(ValueError, match="one grade from 0 to 5 for each of 48"):
+        fit_cut_offs(table, grades[:3])
+    with pytest.raises(ValueError, match="from 0 to 5"):
+        fit_cut_offs(table, grades + 1)
