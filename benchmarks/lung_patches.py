@@ -45,7 +45,7 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--size-px", type=int, default=224, help="side to which the images are reduced")
     options.add_argument("--epochs", type=int, default=4)
-    options.add_argument("--lr", type=float, default=1e-3)
+    options.add_argument("--lr", type=float, default=3e-4)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--rows", type=int, help="of each class and part, for a trial")
     asked = options.parse_args()
