@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 from pathkit.annotations import annotation_frame, write_annotations
 from pathkit.annotations.rows import Row
 from pathkit.files import write_text
+from pathkit.geometry import Raster
 from pathkit.synthetic.architecture import Architecture
-from pathkit.synthetic.artefacts import KINDS, Artefact, artefact_frame, random_artefacts
+from pathkit.synthetic.artefacts import KINDS, Artefact, artefact_frame, artefact_mask, random_artefacts
 from pathkit.synthetic.breast import breast
 from pathkit.synthetic.colon import colon
 from pathkit.synthetic.lymph import lymph_node
@@ -81,6 +82,25 @@ class Truth:
     marker: str | None
     artefacts: tuple[Artefact, ...]
     stain_seed: int | None = None
+
+    def tissue(self, *, mpp: float = 8.0, fat: bool = True) -> Raster:
+        """Where there is tissue to be read: not glass, not torn, not under ink; with `fat` False without fat (bool)."""
+        labels, step = self.architecture.labels, mpp / self.architecture.map_um
+        # The slide's own size in whole pixels, as a mask of the slide has it.
+        width, height = (
+            int(np.ceil(int(n / self.site.mpp) * self.site.mpp / mpp - 1e-6))
+            for n in self.architecture.size_um
+        )
+        rows, cols = (
+            ((np.arange(n) + 0.5) * step).astype(int).clip(0, m - 1)
+            for n, m in zip((height, width), labels.shape, strict=True)
+        )
+        here = labels[np.ix_(rows, cols)]
+        found = (here > 0) & (fat | (here != LABELS.index("fat")))
+        for artefact in self.artefacts:
+            if artefact.kind in ("pen", "tear"):
+                found &= ~artefact_mask(artefact, (0, 0), (width, height), mpp)
+        return Raster(found, mpp)
 
 
 # The cohorts -----------------------------------------------------------------------------------------------------

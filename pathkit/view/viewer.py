@@ -118,6 +118,7 @@ class SlideViewer:
         self._live: _Live | None = None
         self._selected: tuple[Layer, NDArray[np.intp]] | None = None
         self._on_select: list[Callable[[pd.DataFrame], Any]] = []
+        self._on_click: list[Callable[[float, float], Any]] = []
         self._on_draw: list[Callable[[geopandas.GeoDataFrame], Any]] = []
         self._drawn: dict[str, dict[str, list[Any]]] = _nothing_drawn()
         self._undo: list[dict[str, dict[str, list[Any]]]] = []
@@ -229,6 +230,10 @@ class SlideViewer:
     def on_select(self, callback: Callable[[pd.DataFrame], Any]) -> None:
         """Call `callback` with `selection` whenever it changes."""
         self._on_select.append(callback)
+
+    def on_click(self, callback: Callable[[float, float], Any]) -> None:
+        """Call `callback` with x and y, in level-0 pixels, of every click on the slide."""
+        self._on_click.append(callback)
 
     def select(self, rows: Any, *, layer: str | Layer | None = None) -> None:
         """Select rows of a layer's table.
@@ -354,6 +359,8 @@ class SlideViewer:
             x0, y0, x1, y1 = message["v"]
             self._seen(View(Box.from_bounds(x0, y0, x1, y1), max(1, message["w"]), max(1, message["h"])))
         elif kind == "tap":
+            for callback in self._on_click:
+                callback(float(message["x"]), float(message["y"]))
             self._choose_inside(shapely.Point(message["x"], message["y"]).buffer(message["r"]), tap=True)
         elif kind == "lasso":
             self._choose_inside(_region(message["g"]))
