@@ -124,3 +124,17 @@ def test_the_tissue_of_the_truth_is_in_register_with_the_mask():
         iou(np.roll(mask.values, s, (0, 1)) & kept, solid.values) for s in ((0, 0), (3, 0), (0, 3), (-3, -3))
     ]
     assert values[0] == max(values)
+
+
+def test_a_picture_for_a_notebook_is_smaller_and_looks_the_same(slide):
+    from pathkit.view import SlideViewer
+    from pathkit.view.picture import small
+
+    whole = SlideViewer(slide).snapshot()
+    stored = small(whole)
+    before, after = (
+        np.asarray(Image.open(io.BytesIO(p)).convert("RGB")).astype(int) for p in (whole, stored)
+    )
+    assert before.shape == after.shape
+    assert np.abs(before - after).mean() < 6
+    assert len(stored) < len(whole)

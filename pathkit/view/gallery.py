@@ -45,7 +45,9 @@ class Shown:
     def _ipython_display_(self) -> None:
         from IPython.display import Image, display
 
-        display(Image(self.snapshot()) if is_static() else self.widget())
+        from pathkit.view.picture import small
+
+        display(Image(small(self.snapshot())) if is_static() else self.widget())
 
 
 class Rows(Shown):

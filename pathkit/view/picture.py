@@ -17,7 +17,7 @@ from pathkit.view.tiles import Pyramid
 if TYPE_CHECKING:
     from pathkit.view.viewer import SlideViewer
 
-__all__ = ["draw", "pixels", "write_html"]
+__all__ = ["draw", "pixels", "small", "write_html"]
 
 
 def pixels(pyramid: Pyramid, box_l0: Box, width_px: int) -> NDArray[np.uint8]:
@@ -25,6 +25,16 @@ def pixels(pyramid: Pyramid, box_l0: Box, width_px: int) -> NDArray[np.uint8]:
     downsample = max(1.0, box_l0.width / width_px)
     size = max(1, round(box_l0.width / downsample)), max(1, round(box_l0.height / downsample))
     return pyramid.crop((box_l0.x, box_l0.y), size, downsample)
+
+
+def small(png: bytes) -> bytes:
+    """A PNG in 256 colours: a third of the bytes, for notebooks that are committed with their pictures."""
+    from PIL import Image
+
+    stored = io.BytesIO()
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(stored, "PNG", optimize=True)
+    return stored.getvalue()
 
 
 def draw(viewer: SlideViewer, box_l0: Box, width_px: int) -> bytes:

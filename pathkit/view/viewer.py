@@ -409,7 +409,9 @@ class SlideViewer:
         from IPython.display import Image, display
 
         if is_static():
-            display(Image(self.snapshot()))
+            from pathkit.view.picture import small
+
+            display(Image(small(self.snapshot())))
             return
         if self._live is not None:
             load_bokeh()
