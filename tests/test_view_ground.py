@@ -126,15 +126,17 @@ def test_the_tissue_of_the_truth_is_in_register_with_the_mask():
     assert values[0] == max(values)
 
 
-def test_a_picture_for_a_notebook_is_smaller_and_looks_the_same(slide):
+def test_a_picture_for_a_notebook_is_smaller_and_looks_the_same():
     from pathkit.view import SlideViewer
     from pathkit.view.picture import small
 
-    whole = SlideViewer(slide).snapshot()
+    noise = np.random.default_rng(0).normal(0, 25, (600, 800, 3))
+    tissue = (np.array([190, 120, 180]) + noise).clip(0, 255).astype(np.uint8)
+    whole = SlideViewer(open_slide(tissue, mpp=1.0)).snapshot()
     stored = small(whole)
     before, after = (
         np.asarray(Image.open(io.BytesIO(p)).convert("RGB")).astype(int) for p in (whole, stored)
     )
     assert before.shape == after.shape
-    assert np.abs(before - after).mean() < 6
-    assert len(stored) < len(whole)
+    assert np.abs(before - after).mean() < 8
+    assert len(stored) < 0.5 * len(whole)
