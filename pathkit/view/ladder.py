@@ -111,6 +111,7 @@ class PatchLadder(Rows):
         )
         table.auto_set_font_size(False)
         table.set_fontsize(9)
+        table.auto_set_column_width(list(range(shown.shape[1])))
         table.scale(1, 1.5)
         return figure
 
