@@ -37,8 +37,10 @@ lint: $(INSTALLED)  ## ruff, import layers, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## run the benchmarks; they print ratios
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+# A comma stands for the space before an option. Longer ones (synthetic, transfer, notebooks, viewer) are run by name.
+BENCHMARKS := reading.py,--quick end_to_end.py stain.py inference.py memory.py gpu_inference.py gpu_training.py
+bench: $(INSTALLED)  ## run the benchmarks of speed and memory (5 minutes); they print tables of ratios
+	@for script in $(BENCHMARKS); do echo; echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$${script/,/ } || exit 1; done
 
 clean:  ## remove .venv and caches of tools (not the demo slides: `pathkit demo --remove` does that)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

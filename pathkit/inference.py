@@ -1,20 +1,25 @@
 """Inference: from a model to numbers on patches, maps on slides, and lesions.
 
 A heatmap's pixel is one stride wide; its value is the mean over the patches that cover it, so that overlapping patches
-blend. Slides are read batch by batch in a thread while the network works, and finished blocks are written as they come: a
-run that was stopped goes on where it was, to the same result.
+blend. Slides are read batch by batch in threads while the network works (`engine` says how it is run), and finished blocks
+are written as they come: a run that was stopped goes on where it was, to the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
+import itertools
 import json
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -24,11 +29,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pathkit.encoders import Encoder
+from pathkit.engine import N_COMPARED, Engine, EngineError, open_engine
 from pathkit.geometry import Raster
-from pathkit.models import PatchClassifier, keep_memory, model_digest
+from pathkit.models import PatchClassifier, model_digest
 from pathkit.patches import SlideSource, encode_labels
 from pathkit.slide import Slide, SlideError
-from pathkit.tissue import tissue_fraction, tissue_mask
+from pathkit.tissue import tissue_mask
 
 __all__ = [
     "candidates",
@@ -46,14 +52,32 @@ __all__ = [
 RGB: TypeAlias = NDArray[np.uint8]
 #: Grid places (down, across) that are read as one region and go through the network together.
 BLOCK = (8, 16)
+BLOCK_BYTES = 32_000_000
+#: Patches read together where they lie in a table.
+READ_TOGETHER = 64
 #: Blocks between two commits of a heatmap.
 COMMIT_EVERY = 16
 
 
 def predict_patches(
-    model: PatchClassifier, patches: pd.DataFrame, slides: Any, *, batch_size: int = 64, progress: bool = True
+    model: PatchClassifier,
+    patches: pd.DataFrame,
+    slides: Any,
+    *,
+    batch_size: int | None = None,
+    engine: str = "auto",
+    workers: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Class probabilities of patches.
+
+    Parameters
+    ----------
+    model : PatchClassifier
+    patches : DataFrame
+    slides : DataFrame or mapping
+    batch_size, engine, workers
+        As `heatmap`.
 
     Returns
     -------
@@ -77,7 +101,17 @@ def predict_patches(
             f" everything at another size. Make the patches with mpp={model.mpp:g}."
         )
         warnings.warn(message, stacklevel=2)
-    logits = _over_batches(model, patches, SlideSource(slides), batch_size, "predicting", progress)
+    logits = _over_batches(
+        model,
+        patches,
+        SlideSource(slides),
+        len(model.classes),
+        "predicting",
+        progress,
+        batch_size,
+        engine,
+        workers,
+    )
     probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
     return patches.assign(**columns, predicted=np.array(model.classes, dtype=object)[probabilities.argmax(1)])
@@ -131,7 +165,14 @@ def hard_examples(
 
 
 def extract_features(
-    slides: Any, patches: pd.DataFrame, encoder: Encoder, *, batch_size: int = 64, progress: bool = True
+    slides: Any,
+    patches: pd.DataFrame,
+    encoder: Encoder,
+    *,
+    batch_size: int | None = None,
+    engine: str = "auto",
+    workers: int | None = None,
+    progress: bool | Callable[[int], Any] = True,
 ) -> NDArray[np.float32]:
     """Features of patches.
 
@@ -141,33 +182,46 @@ def extract_features(
         One slide, or the slides of the patches.
     patches : DataFrame
     encoder : Encoder
+    batch_size, engine, workers, progress
+        As `heatmap`.
 
     Returns
     -------
     (N, D) float32, in the order of `patches`
     """
     source = {i: slides for i in patches["slide_id"].unique()} if isinstance(slides, Slide) else slides
-    if not len(patches):
-        return np.zeros((0, encoder.dim), np.float32)
-    return _over_batches(encoder, patches, SlideSource(source), batch_size, "features", progress)
+    return _over_batches(
+        encoder, patches, SlideSource(source), encoder.dim, "features", progress, batch_size, engine, workers
+    )
 
 
 def outputs_of(
-    network: nn.Module, pixels: RGB, *, batch_size: int = 64, progress: bool = True
+    network: nn.Module,
+    pixels: RGB,
+    *,
+    batch_size: int | None = None,
+    engine: str = "auto",
+    progress: bool = True,
 ) -> NDArray[np.float32]:
     """What a network says of pixels that are in memory: logits of a `PatchClassifier`, features of an `Encoder`.
 
     Parameters
     ----------
     pixels : (N, H, W, 3) uint8
+    batch_size, engine
+        As `heatmap`.
 
     Returns
     -------
     (N, ...) float32
     """
-    batches = [pixels[s : s + batch_size] for s in range(0, len(pixels), batch_size)]
+    used = open_engine(
+        network, pixels[:N_COMPARED], engine=engine, n_patches=len(pixels), batch_size=batch_size
+    )
+    step = max(used.batch_size, READ_TOGETHER)
+    batches = [pixels[s : s + step] for s in range(0, len(pixels), step)]
     reads: list[tuple[int, Callable[[], RGB]]] = [(len(b), partial(np.asarray, b)) for b in batches]
-    return np.concatenate(list(_network_output(network, reads, "network", progress)))
+    return np.concatenate(list(_network_output(used, reads, "network", progress, 0)))
 
 
 def heatmap(
@@ -179,7 +233,10 @@ def heatmap(
     min_tissue: float = 0.1,
     stride_px: int | None = None,
     out: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    batch_size: int | None = None,
+    engine: str = "auto",
+    workers: int | None = None,
+    progress: bool | Callable[[int], Any] = True,
 ) -> Raster:
     """Probability of a class over a slide.
 
@@ -198,6 +255,14 @@ def heatmap(
         Between patches, in their pixels; must divide the patch. Half a patch by default.
     out : path, optional
         ``.npz`` to keep the result in. An unfinished run leaves ``.partial.npz`` beside it and goes on from there.
+    batch_size : int, optional
+        Of the network; measured when not given and worth it.
+    engine : {"auto", "openvino", "torch"}
+        What runs the network, see `engine.open_engine`; "torch" on a CPU is the plain way, to the last bit.
+    workers : int, optional
+        Threads that read ahead of the network; 0 reads in turn with it. By the number of cores when not given.
+    progress : bool or callable
+        A bar, or what is to be called with the number of patches done since the last call.
 
     Returns
     -------
@@ -212,63 +277,206 @@ def heatmap(
         If the model is untrained, the class unknown, the stride does not divide the patch, or `out` holds the map of
         another model or of other settings.
     """
-    size_px, mpp, column = _facts(model, positive)
-    stride_px = size_px // 2 if stride_px is None else stride_px
-    if stride_px < 1 or size_px % stride_px:
-        raise ValueError(f"heatmap: stride_px must divide the patch of {size_px} px, got {stride_px}.")
-    if mpp < slide.mpp * 0.995:
-        raise SlideError(
-            f"{slide.name}: the model was trained at {mpp:g} µm/px, the slide's finest level has {slide.mpp:.4g}. Train one"
-            " at the slide's resolution."
-        )
-    cell_um = stride_px * mpp
-    shape = tuple(int(np.ceil(n * slide.mpp / cell_um - 1e-6)) for n in slide.dimensions[::-1])
-    settings = {
-        "model": model_digest(model),
-        "slide": slide.name,
-        "dimensions": list(slide.dimensions),
-        "class": model.classes[column],
-        "stride_px": stride_px,
-        "mpp": mpp,
-        "min_tissue": min_tissue,
-    }
-    store = _Store(out, settings, shape)
-    if store.finished is not None:
-        return store.finished
-    mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
-    blocks = _blocks(_covering(slide, shape, size_px, stride_px, mpp, mask, min_tissue))
-    total, count, done = store.begin()
-    reads = [(len(b), partial(_read_block, slide, b, size_px, stride_px, mpp)) for b in blocks[done:]]
-    outputs = _network_output(model, reads, slide.name, progress)
-    for number, (block, logits) in enumerate(zip(blocks[done:], outputs, strict=True), start=done + 1):
-        probability = torch.softmax(torch.from_numpy(logits), dim=1).numpy()[:, column]
-        for dr, dc in np.ndindex(size_px // stride_px, size_px // stride_px):
-            r, c = block["row"].to_numpy() + dr, block["col"].to_numpy() + dc
-            kept = (r >= 0) & (c >= 0) & (r < shape[0]) & (c < shape[1])
-            np.add.at(total, (r[kept], c[kept]), probability[kept])
-            np.add.at(count, (r[kept], c[kept]), 1)
-        if number % COMMIT_EVERY == 0:
-            store.commit(total, count, number)
-    with np.errstate(invalid="ignore"):
-        values = np.where(count > 0, total / count, np.nan).astype(np.float32)
-    return store.finish(Raster(values, cell_um, attrs=settings))
+    job = HeatmapJob(
+        slide, model, positive=positive, mask=mask, min_tissue=min_tissue, stride_px=stride_px, out=out
+    )
+    return job.run(batch_size=batch_size, engine=engine, workers=workers, progress=progress)
 
 
 def heatmaps(
-    slides: pd.DataFrame, model: PatchClassifier, *, out: str | os.PathLike[str] | None = None, **options: Any
+    slides: pd.DataFrame,
+    model: PatchClassifier,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
 ) -> dict[str, Raster]:
     """`heatmap` of every slide of a table, by slide_id; with `out` a folder, in which what is done is kept."""
+    jobs = heatmap_jobs(slides, model, out=out, progress=progress, **_taken(options, HeatmapJob))
+    total = sum(job.n_left for job in jobs.values())
+    with Progress(total, "heatmaps", progress) as tick:
+        return {i: job.run(n_patches=total, progress=tick, **options) for i, job in jobs.items()}
+
+
+def heatmap_jobs(
+    slides: pd.DataFrame,
+    model: PatchClassifier,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> dict[str, HeatmapJob]:
+    """What is to be done for `heatmaps`, by slide_id; `options` as `HeatmapJob`."""
     source = SlideSource(slides)
     folder = None if out is None else Path(out)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    maps = {}
-    for slide_id in tqdm(
-        slides["slide_id"], desc="heatmaps", unit="slide", disable=not options.get("progress", True)
+    with Progress(len(slides), "finding tissue", progress, unit="slide") as tick:
+        jobs = {}
+        for slide_id in slides["slide_id"]:
+            path = None if folder is None else folder / f"{slide_id}.npz"
+            jobs[slide_id] = HeatmapJob(source[slide_id], model, out=path, **options)
+            tick(1)
+    return jobs
+
+
+class HeatmapJob:
+    """A heatmap to be made: which patches, what of it is done; parameters as `heatmap`.
+
+    Attributes
+    ----------
+    n_patches : int
+        In all; 0 where the map is there.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        model: PatchClassifier,
+        *,
+        positive: str | None = None,
+        mask: Raster | None = None,
+        min_tissue: float = 0.1,
+        stride_px: int | None = None,
+        out: str | os.PathLike[str] | None = None,
     ):
-        path = None if folder is None else folder / f"{slide_id}.npz"
-        maps[slide_id] = heatmap(source[slide_id], model, out=path, **{**options, "progress": False})
-    return maps
+        size_px, mpp, self._column = _facts(model, positive)
+        stride_px = size_px // 2 if stride_px is None else stride_px
+        if stride_px < 1 or size_px % stride_px:
+            raise ValueError(f"heatmap: stride_px must divide the patch of {size_px} px, got {stride_px}.")
+        if mpp < slide.mpp * 0.995:
+            raise SlideError(
+                f"{slide.name}: the model was trained at {mpp:g} µm/px, the slide's finest level has {slide.mpp:.4g}. Train"
+                " one at the slide's resolution."
+            )
+        self.slide, self.model = slide, model
+        self.size_px, self.stride_px, self.mpp = size_px, stride_px, mpp
+        self.cell_um = stride_px * mpp
+        self.shape = tuple(int(np.ceil(n * slide.mpp / self.cell_um - 1e-6)) for n in slide.dimensions[::-1])
+        settings = {
+            "model": model_digest(model),
+            "slide": slide.name,
+            "dimensions": list(slide.dimensions),
+            "class": model.classes[self._column],
+            "stride_px": stride_px,
+            "mpp": mpp,
+            "mask": "tissue_mask" if mask is None else _raster_digest(mask),
+            "min_tissue": min_tissue,
+        }
+        self._block = _block_shape(size_px)
+        self._store = _Store(out, settings, self.shape, {"block": list(self._block)})
+        self.n_patches = 0
+        self._blocks: list[NDArray[np.int32]] = []
+        if self._store.finished is None:
+            mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
+            self._blocks = self._covering(mask, min_tissue)
+            self._store.begin()
+            self.n_patches = sum(map(len, self._blocks))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the map is there."""
+        return self._store.finished is not None
+
+    @property
+    def n_left(self) -> int:
+        """Patches that are still to do."""
+        return sum(map(len, self.left))
+
+    @property
+    def left(self) -> list[NDArray[np.int32]]:
+        """Blocks of places (row, col) that are still to do."""
+        return self._blocks[self._store.done :]
+
+    @property
+    def block_bytes(self) -> int:
+        """Pixels of the patches of one block."""
+        return int(np.prod(self._block)) * self.size_px**2 * 3
+
+    def run(
+        self,
+        *,
+        n_patches: int | None = None,
+        batch_size: int | None = None,
+        engine: str = "auto",
+        workers: int | None = None,
+        progress: bool | Callable[[int], Any] = True,
+    ) -> Raster:
+        """Make the heatmap, or what is left of it; `n_patches` is the size of the whole job that this one belongs to."""
+        store = self._store
+        if store.finished is not None:
+            return store.finished
+        todo = self.left
+        outputs: Iterator[NDArray[np.float32]] = iter(())
+        if todo:
+            used = self.open_engine(
+                self.read(todo[0][:N_COMPARED]), n_patches or self.n_patches, batch_size, engine
+            )
+            store.facts |= {"engine": used.name, "batch_size": used.batch_size}
+            reads = [(len(b), partial(self.read, b)) for b in todo]
+            outputs = _network_output(used, reads, self.slide.name, progress, workers)
+        for block, logits in zip(todo, outputs, strict=True):
+            probability = torch.softmax(torch.from_numpy(logits), dim=1).numpy()[:, self._column]
+            store.add(self._cells(block), probability)
+            if store.done % COMMIT_EVERY == 0:
+                store.commit()
+        with np.errstate(invalid="ignore"):
+            values = np.where(store.count > 0, store.total / store.count, np.nan).astype(np.float32)
+        return store.finish(Raster(values, self.cell_um, attrs=store.settings))
+
+    def read(self, block: NDArray[np.int32]) -> RGB:
+        """Patches of neighbouring grid places, cut from one region, since each pixel is shared by several of them."""
+        (row0, col0), size = block.min(0), self.size_px
+        shape = (block.max(0) - (row0, col0)) * self.stride_px + size
+        step_l0 = self.cell_um / self.slide.mpp
+        region = self.slide.read_region(
+            (col0 * step_l0, row0 * step_l0), (int(shape[1]), int(shape[0])), mpp=self.mpp
+        )
+        corners = (block - (row0, col0)) * self.stride_px
+        return np.stack([region[y : y + size, x : x + size] for y, x in corners])
+
+    def open_engine(
+        self, sample: RGB, n_patches: int, batch_size: int | None = None, engine: str = "auto"
+    ) -> Engine:
+        """As asked; the one that began, with its batches, where a part is done and nothing was asked."""
+        before = self._store.facts
+        if self._store.done and engine == "auto" and "engine" in before:
+            with contextlib.suppress(
+                EngineError
+            ):  # it is here no more: the rest differs within the tolerance
+                size = batch_size or before["batch_size"]
+                return open_engine(self.model, sample, engine=before["engine"], batch_size=size)
+        return open_engine(self.model, sample, engine=engine, n_patches=n_patches, batch_size=batch_size)
+
+    def _covering(self, mask: Raster, min_tissue: float) -> list[NDArray[np.int32]]:
+        """Places (row, col) of patches with tissue, in blocks of neighbours, row of blocks after row of blocks.
+
+        On the heatmap's own grid, from a patch that covers its first pixel last to one that covers its last first.
+        """
+        reach = self.size_px // self.stride_px - 1
+        side_um = self.size_px * self.mpp
+        down, across = self._block
+        blocks = []
+        for top in range(-(-reach // down) * -down, self.shape[0], down):
+            row, col = (a.ravel() for a in np.mgrid[top : top + down, -reach : self.shape[1]])
+            kept = (row >= -reach) & (row < self.shape[0])
+            places = np.column_stack([row, col])[kept].astype(np.int32)
+            x_um, y_um = (
+                np.rint(places[:, i] * self.cell_um / self.slide.mpp) * self.slide.mpp for i in (1, 0)
+            )
+            sides = np.full(len(places), side_um)
+            share = np.clip(mask.mean_in(np.column_stack([x_um, y_um, sides, sides]), outside=0), 0, 1)
+            places = places[share >= max(min_tissue, 1e-9)]
+            number = places[:, 1] // across
+            blocks += [places[number == n] for n in np.unique(number)]
+        return blocks
+
+    def _cells(self, block: NDArray[np.int32]) -> list[tuple[Any, NDArray[np.int32]]]:
+        """For each of the places that a patch covers: which patches have it on the map, and the places on the map."""
+        side = self.size_px // self.stride_px
+        moved = [block + np.array(d, np.int32) for d in np.ndindex(side, side)]
+        inside = [np.all((m >= 0) & (m < self.shape), axis=1) for m in moved]
+        return [(i, m[i]) for i, m in zip(inside, moved, strict=True)]
 
 
 def lesions(
@@ -405,128 +613,178 @@ def _facts(model: PatchClassifier, positive: str | None) -> tuple[int, float, in
     return model.size_px, model.mpp, model.classes.index(positive)
 
 
-def _covering(
-    slide: Slide,
-    shape: tuple[int, ...],
-    size_px: int,
-    stride_px: int,
-    mpp: float,
-    mask: Raster,
-    min_tissue: float,
-) -> pd.DataFrame:
-    """Patches on the heatmap's own grid, from one that covers its first pixel last to one that covers its last first."""
-    reach = size_px // stride_px - 1
-    row, col = (a.ravel() for a in np.mgrid[-reach : shape[0], -reach : shape[1]])
-    step_l0 = stride_px * mpp / slide.mpp
-    table = pd.DataFrame(
-        {
-            "slide_id": slide.name,
-            "x_l0": np.rint(col * step_l0).astype(np.int64),
-            "y_l0": np.rint(row * step_l0).astype(np.int64),
-            "size_px": size_px,
-            "mpp": mpp,
-            "row": row,
-            "col": col,
-        }
-    )
-    share = tissue_fraction(mask, table, slide_mpp=slide.mpp)
-    return table[share >= max(min_tissue, 1e-9)].reset_index(drop=True)
+def _block_shape(size_px: int) -> tuple[int, int]:
+    """`BLOCK`, halved until the patches of a block, of which a few are held at once, stay within `BLOCK_BYTES`."""
+    down, across = BLOCK
+    while down * across > 1 and down * across * size_px**2 * 3 > BLOCK_BYTES:
+        down, across = (down, -(-across // 2)) if across >= down else (-(-down // 2), across)
+    return down, across
 
 
-def _blocks(patches: pd.DataFrame) -> list[pd.DataFrame]:
-    """Patches in blocks of neighbours, row of blocks after row of blocks."""
-    down, across = patches["row"] // BLOCK[0], patches["col"] // BLOCK[1]
-    return [block for _, block in patches.groupby([down, across])]
+def _raster_digest(raster: Raster) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(raster.values).tobytes())
+    digest.update(repr((raster.values.shape, raster.mpp, tuple(raster.origin_um))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _taken(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """Take out of `options` those that a function has a parameter for."""
+    return {k: options.pop(k) for k in list(options) if k in inspect.signature(function).parameters}
 
 
 def _over_batches(
-    network: nn.Module, patches: pd.DataFrame, source: SlideSource, batch_size: int, what: str, progress: bool
+    network: nn.Module,
+    patches: pd.DataFrame,
+    source: SlideSource,
+    dim: int,
+    what: str,
+    progress: bool | Callable[[int], Any],
+    batch_size: int | None,
+    engine: str,
+    workers: int | None,
 ) -> NDArray[np.float32]:
     source.check(patches["slide_id"].unique())
+    if not len(patches):
+        return np.zeros((0, dim), np.float32)
     # Slide by slide and row by row, so that tiles are decoded once; the results go back to the table's order.
     order = np.lexsort((patches["x_l0"], patches["y_l0"], patches["slide_id"].astype(str)))
-    batches = [patches.iloc[order[s : s + batch_size]] for s in range(0, len(order), batch_size)]
+    sample = source.read(patches.iloc[order[:N_COMPARED]])
+    used = open_engine(network, sample, engine=engine, n_patches=len(patches), batch_size=batch_size)
+    step = max(used.batch_size, READ_TOGETHER // used.batch_size * used.batch_size)
+    batches = [patches.iloc[order[s : s + step]] for s in range(0, len(order), step)]
     reads = [(len(b), partial(source.read, b)) for b in batches]
-    output = np.concatenate(list(_network_output(network, reads, what, progress)))
+    output = np.concatenate(list(_network_output(used, reads, what, progress, workers)))
     back = np.empty_like(output)
     back[order] = output
     return back
 
 
 def _network_output(
-    network: nn.Module, reads: Sequence[tuple[int, Callable[[], RGB]]], what: str, progress: bool
+    engine: Engine,
+    reads: Sequence[tuple[int, Callable[[], RGB]]],
+    what: str,
+    progress: bool | Callable[[int], Any],
+    workers: int | None,
 ) -> Iterator[NDArray[np.float32]]:
-    """The output of each batch; the next batch is read while the network works on this one.
+    """The output of each batch; the next ones are read while the network works on this one.
 
     Parameters
     ----------
     reads : sequence of (number of patches, callable that reads them)
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_memory()
-    network = network.to(device).eval()
-    with (
-        ThreadPoolExecutor(1) as reader,
-        tqdm(total=sum(n for n, _ in reads), desc=what, unit="patch", disable=not progress) as bar,
-    ):
-        coming = [reader.submit(read) for _, read in reads[:1]]
-        for i, (n, _) in enumerate(reads):
-            pixels = coming.pop().result()
-            coming += [reader.submit(read) for _, read in reads[i + 1 : i + 2]]
-            with torch.inference_mode():
-                batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
-                output = network(batch).float().cpu().numpy()
-            yield output
-            bar.update(n)
-    network.to("cpu")
+    workers = readers() if workers is None else workers
+    pool = ThreadPoolExecutor(workers) if workers else None
+
+    def ready(read: Callable[[], RGB]) -> Callable[[], Any]:
+        def work() -> Any:
+            return engine.prepare(read())
+
+        return work if pool is None else pool.submit(work).result
+
+    coming: deque[Callable[[], Any]] = deque()
+    going: deque[Callable[[], NDArray[np.float32]]] = deque()
+    left = iter(reads)
+    try:
+        with Progress(sum(n for n, _ in reads), what, progress) as tick:
+            coming.extend(ready(read) for _, read in itertools.islice(left, max(1, workers)))
+            for n, _ in reads:
+                prepared = coming.popleft()()
+                coming.extend(ready(read) for _, read in itertools.islice(left, 1))
+                going.append(engine.start(prepared))
+                if len(going) > engine.queues:  # a GPU works on this batch while the one before is fetched
+                    yield going.popleft()()
+                tick(n)
+            for output in going:
+                yield output()
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
 
-def _read_block(slide: Slide, block: pd.DataFrame, size_px: int, stride_px: int, mpp: float) -> RGB:
-    """Patches of neighbouring grid places, cut from one region, since each pixel is shared by several of them."""
-    rows, cols = block["row"].to_numpy(), block["col"].to_numpy()
-    row0, col0 = int(rows.min()), int(cols.min())
-    size = (int(cols.max() - col0) * stride_px + size_px, int(rows.max() - row0) * stride_px + size_px)
-    step_l0 = stride_px * mpp / slide.mpp
-    region = slide.read_region((col0 * step_l0, row0 * step_l0), size, mpp=mpp)
-    tops, lefts = (rows - row0) * stride_px, (cols - col0) * stride_px
-    return np.stack([region[y : y + size_px, x : x + size_px] for y, x in zip(tops, lefts, strict=True)])
+def readers() -> int:
+    """Threads that read: on two cores one, since the network wants both; where there are many, half of them."""
+    return min(8, max(1, (os.cpu_count() or 2) // 2))
+
+
+class Progress:
+    """A bar, a callable, or nothing; used as a context that gives the function to call with what was done."""
+
+    def __init__(self, total: int, what: str, progress: bool | Callable[[int], Any], *, unit: str = "patch"):
+        self._bar = (
+            None if callable(progress) else tqdm(total=total, desc=what, unit=unit, disable=not progress)
+        )
+        self._call = progress if callable(progress) else cast(Any, self._bar).update
+
+    def __enter__(self) -> Callable[[int], Any]:
+        return self._call
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 class _Store:
-    """Where a heatmap is kept while it grows and when it is whole."""
+    """Where a heatmap is kept while it grows and when it is whole.
 
-    def __init__(self, out: str | os.PathLike[str] | None, settings: dict[str, Any], shape: tuple[int, ...]):
-        self.settings, self.shape = settings, shape
+    A commit holds the sums, the number of blocks in them, and the `facts` (engine, batch size, shape of a block) with which
+    the rest must be made to come to the same bytes.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        shape: tuple[int, ...],
+        facts: dict[str, Any],
+    ):
+        self.settings, self.facts = settings, facts
+        self.total, self.count, self.done = np.zeros(shape), np.zeros(shape, np.int32), 0
         self.path = None if out is None else Path(out)
         self.finished: Raster | None = None
         if self.path is None:
             return
-        self.partial = self.path.with_suffix(".partial.npz")
+        self.partial, self.writing = (self.path.with_suffix(s) for s in (".partial.npz", ".writing.npz"))
         if self.path.exists():
             self.finished = Raster.load(self.path)
             self._same(self.finished.attrs, self.path)
+            self.tidy()
 
-    def begin(self) -> tuple[NDArray[np.float64], NDArray[np.int32], int]:
-        """Sums, counts, and the number of blocks already in them."""
+    def begin(self) -> None:
+        """Take over what an earlier run has done."""
         if self.path is not None and self.partial.exists():
             with np.load(self.partial, allow_pickle=False) as stored:
                 self._same(json.loads(str(stored["settings"])), self.partial)
-                return stored["total"], stored["count"], int(stored["done"])
-        return np.zeros(self.shape), np.zeros(self.shape, np.int32), 0
+                facts = json.loads(str(stored["facts"]))
+                if facts["block"] == self.facts["block"]:
+                    self.total, self.count = stored["total"], stored["count"]
+                    self.done, self.facts = int(stored["done"]), facts
 
-    def commit(self, total: NDArray[np.float64], count: NDArray[np.int32], done: int) -> None:
+    def add(self, cells: list[tuple[Any, NDArray[np.int32]]], values: NDArray[np.float32]) -> None:
+        for which, places in cells:
+            np.add.at(self.total, (places[:, 0], places[:, 1]), values[which])
+            np.add.at(self.count, (places[:, 0], places[:, 1]), 1)
+        self.done += 1
+
+    def commit(self) -> None:
         if self.path is None:
             return
-        writing = self.path.with_suffix(".writing.npz")
-        np.savez(writing, total=total, count=count, done=done, settings=np.array(json.dumps(self.settings)))
-        writing.replace(self.partial)
+        settings, facts = (np.array(json.dumps(v)) for v in (self.settings, self.facts))
+        np.savez(
+            self.writing, total=self.total, count=self.count, done=self.done, settings=settings, facts=facts
+        )
+        self.writing.replace(self.partial)
 
     def finish(self, raster: Raster) -> Raster:
+        self.finished = raster
         if self.path is not None:
             raster.save(self.path)
-            self.partial.unlink(missing_ok=True)
+            self.tidy()
         return raster
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed has left."""
+        for path in (self.partial, self.writing):
+            path.unlink(missing_ok=True)
 
     def _same(self, before: dict[str, Any], path: Path) -> None:
         changed = [k for k, v in self.settings.items() if before.get(k) != v]

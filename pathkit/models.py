@@ -210,11 +210,8 @@ def model_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            if value.ndim
-            else str(value.item()).encode()
-        )
+        # In the order of the indices, however the memory is laid out.
+        digest.update(value.detach().cpu().reshape(-1).clone().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import multiprocessing
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,11 +23,12 @@ from pathkit.inference import (
     predict_patches,
     slide_score,
 )
-from pathkit.models import PatchClassifier
-from pathkit.patches import patch_grid
+from pathkit.models import PatchClassifier, patch_classifier
+from pathkit.patches import PatchDataset, patch_grid
 from pathkit.slide import SlideError, open_slide
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (400, 560, 3), dtype=np.uint8)
+VARIED = (PIXELS * np.linspace(0.2, 1, 560)[None, :, None]).astype(np.uint8)
 ALL = Raster(np.ones((25, 35), bool), 8.0)
 
 
@@ -116,6 +121,121 @@ def test_a_stopped_run_resumes_to_the_same_bytes(slide, tmp_path, monkeypatch, s
     committed = stop_after // 2 * 2  # blocks are committed two by two
     assert steady.encoder.left == survivor.encoder.left - committed
     assert not (tmp_path / "cut.partial.npz").exists()
+
+
+class Slow(Brightness):
+    """Takes its time, so that it can be killed at work."""
+
+    def forward(self, x):
+        time.sleep(0.004)
+        return super().forward(x)
+
+
+def slow_model():
+    model = bright_model()
+    model.encoder = Slow()
+    return model
+
+
+def slow_map(out):
+    torch.set_num_threads(1)  # a forked child has lost the threads of its parent
+    heatmap(open_slide(PIXELS, mpp=0.5), slow_model(), mask=ALL, out=out, progress=False)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "BLOCK", (4, 8))
+    monkeypatch.setattr(inference, "COMMIT_EVERY", 1)
+    slow_map(tmp_path / "whole.npz")
+    rng, killed, out = np.random.default_rng(0), 0, tmp_path / "cut.npz"
+    context = multiprocessing.get_context("fork")
+    while not out.exists():
+        child = context.Process(target=slow_map, args=(out,))
+        child.start()
+        child.join(rng.uniform(0.05, 0.3) if killed < 8 else 60)
+        child.kill()  # SIGKILL: nothing is tidied up
+        child.join()
+        killed += child.exitcode != 0
+    assert killed > 0
+    assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    heatmap(open_slide(PIXELS, mpp=0.5), slow_model(), mask=ALL, out=out, progress=False)
+    assert [p.name for p in tmp_path.glob("cut*npz")] == ["cut.npz"]
+
+
+# The fast ways against the plain one -----------------------------------------------------------------------------
+
+
+def plain_heatmap(slide, model, stride_px, **loading):
+    """Every patch read on its own by a DataLoader, torch in float32, and the mean of the patches over each place."""
+    size, mpp = model.size_px, model.mpp
+    shape = [-(-n // stride_px) for n in slide.dimensions[::-1]]
+    row, col = (v.ravel() for v in np.mgrid[-1 : shape[0], -1 : shape[1]])
+    table = pd.DataFrame(
+        {"slide_id": "s", "x_l0": col * stride_px, "y_l0": row * stride_px, "size_px": size, "mpp": mpp}
+    )
+    data = PatchDataset(table, {"s": slide}, label=None)
+    loader = torch.utils.data.DataLoader(data, batch_size=50, collate_fn=list, **loading)
+    total, count = np.zeros(shape), np.zeros(shape)
+    with torch.no_grad():
+        for items in loader:
+            p = model(torch.stack([i["image"] for i in items])).softmax(1)[:, 1].numpy()
+            for item, value in zip(items, p, strict=True):
+                r, c = row[item["row"]], col[item["row"]]
+                total[max(r, 0) : r + 2, max(c, 0) : c + 2] += value
+                count[max(r, 0) : r + 2, max(c, 0) : c + 2] += 1
+    return total / count
+
+
+def small_network():
+    torch.manual_seed(0)
+    model = patch_classifier("small", classes=["a", "b"]).eval()
+    model.mpp, model.size_px = 0.5, 32
+    patches = VARIED[:384, :544].reshape(12, 32, 17, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+    with torch.no_grad():  # batch norm learns what it will see, so that places differ
+        model.train()
+        for _ in range(20):
+            model(torch.from_numpy(patches).permute(0, 3, 1, 2))
+        model.head.weight.mul_(30)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("workers", "way"), [(0, None), (1, "fork"), (4, "fork"), pytest.param(1, "spawn", id="1-spawn")]
+)
+def test_the_fast_map_is_the_plain_map(workers, way):
+    if way is not None and way not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {way} on this system")
+    loading = {"num_workers": workers, "multiprocessing_context": way} if workers else {}
+    slide = open_slide(VARIED, mpp=0.5)
+    plain = plain_heatmap(slide, small_network(), 16, **loading)
+    everywhere = Raster(np.ones((60, 80), bool), 8.0, origin_um=(-160.0, -160.0))
+    for engine in ["torch", "auto", *(["openvino"] if importlib.util.find_spec("openvino") else [])]:
+        fast = heatmap(slide, small_network(), mask=everywhere, min_tissue=0, engine=engine, progress=False)
+        np.testing.assert_allclose(fast.values, plain, atol=1e-5 if engine == "torch" else 0.02)
+    assert np.ptp(plain) > 0.2, "ten times the tolerance, or else nothing is shown"
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_threads_that_read_ahead_change_nothing(slide, monkeypatch, workers):
+    monkeypatch.setattr(inference, "BLOCK", (3, 5))
+    alone = heatmap(slide, bright_model(), mask=ALL, workers=0, progress=False)
+    ahead = heatmap(slide, bright_model(), mask=ALL, workers=workers, progress=False)
+    np.testing.assert_array_equal(ahead.values, alone.values)
+
+
+def test_large_patches_make_small_blocks():
+    assert inference._block_shape(64) == inference.BLOCK
+    down, across = inference._block_shape(2048)
+    assert 1 <= down * across * 2048**2 * 3 <= inference.BLOCK_BYTES
+
+
+def test_another_mask_is_another_map(slide, tmp_path):
+    out = tmp_path / "map.npz"
+    heatmap(slide, bright_model(), mask=ALL, out=out, progress=False)
+    less = np.ones((25, 35), bool)
+    less[:, 20:] = False
+    with pytest.raises(ValueError, match="holds a heatmap with mask"):
+        heatmap(slide, bright_model(), mask=Raster(less, 8.0), out=out, progress=False)
 
 
 def test_what_is_done_is_not_done_again_and_another_model_is_refused(slide, tmp_path):

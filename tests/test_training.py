@@ -185,3 +185,14 @@ def test_files_that_are_no_model(tmp_path):
         load_model(tmp_path / "text.pt")
     with pytest.raises(ValueError, match="no such model"):
         load_model(tmp_path / "absent.pt")
+    with pytest.raises(ValueError, match='precision is "auto", "bf16" or "fp32", got \'fp8\''):
+        fit(new_model(), TRAIN, VAL, precision="fp8", **PLAIN)
+
+
+def test_it_learns_as_well_in_bfloat16_as_in_float32():
+    exact, short = (
+        fit(new_model(), TRAIN, VAL, epochs=5, lr=1e-2, precision=p, **PLAIN) for p in ("fp32", "bf16")
+    )
+    assert min(r.history["val_accuracy"].max() for r in (exact, short)) > 0.95
+    assert {p.dtype for p in short.model.parameters()} == {torch.float32}
+    assert model_digest(exact.model) != model_digest(short.model)

@@ -1,0 +1,408 @@
+"""Engine: how a trained network is run, as fast as this machine can without changing what it says.
+
+Decisions
+---------
+* On a CPU the network is exported once to OpenVINO, in bfloat16 where the processor has it; plain torch is the fallback and
+  the oracle. On a GPU it is torch in bfloat16. Pixels go in as they are read, (N, H, W, 3) uint8; all else happens inside.
+* Nothing is taken on trust: an engine is used only after its outputs have been compared, on patches of the slide at hand,
+  with those of torch in float32. One that differs by more than `PROBABILITY_TOLERANCE` (of a classifier) or
+  `FEATURE_TOLERANCE` (of anything else) is refused and the next is tried; `Engine.refused` says which and why.
+* Export and comparison take one to three seconds, so that "auto" leaves jobs of fewer than `WORTH_PIXELS` to torch. The
+  choice follows from the size of the job alone: the same call gives the same numbers.
+* The batch size is measured where the job is long enough to repay it.
+* Plain torch on a CPU spends much of its time in page faults: see `models.keep_memory`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import os
+import time
+import warnings
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pathkit.models import PatchClassifier, keep_memory, model_digest
+
+__all__ = ["Engine", "EngineError", "open_engine", "release_memory"]
+
+RGB: TypeAlias = NDArray[np.uint8]
+Output: TypeAlias = NDArray[np.float32]
+
+#: Greatest difference of a probability from that of torch in float32.
+PROBABILITY_TOLERANCE = 0.02
+#: Root mean square difference of features, as a share of their root mean square; bfloat16 makes 0.03 to 0.05 in a deep
+#: network, and the cosine with the exact features stays above 0.995. ``engine="openvino f32"`` has a difference of 2e-6.
+FEATURE_TOLERANCE = 0.06
+#: Pixels of all patches of a job from which on an export pays; 1,000 patches of 128 px.
+WORTH_PIXELS = 1_000 * 128 * 128
+#: Pixels from which on batch sizes are tried out.
+WORTH_TUNING_PIXELS = 10 * WORTH_PIXELS
+BATCH_SIZES = (8, 16, 32, 64)
+#: Patches on which engines are compared.
+N_COMPARED = 32
+NAMES = ("auto", "openvino", "torch")
+
+
+class EngineError(RuntimeError):
+    """An engine that was asked for cannot run this network, or runs it to another result."""
+
+
+class Engine(ABC):
+    """A network that is ready to run; made by `open_engine`.
+
+    Attributes
+    ----------
+    name : str
+        For example ``"openvino bf16"``.
+    batch_size : int
+        Patches that it takes at once; more are cut into batches.
+    difference : float
+        From torch in float32, on the patches compared; 0 for that itself.
+    refused : tuple of str
+        Engines that were tried before, and why they are not used.
+    """
+
+    name: str
+    #: Whether `start` only queues the work, so that the next batch may be started before the output is asked for.
+    queues: bool = False
+    batch_size: int = 32
+    difference: float = 0.0
+    refused: tuple[str, ...] = ()
+
+    def __call__(self, pixels: RGB) -> Output:
+        """(N, H, W, 3) uint8 to float32, one row a patch."""
+        return self.start(self.prepare(pixels))()
+
+    def prepare(self, pixels: RGB) -> Any:
+        """What `start` takes; may be called in the thread that reads."""
+        return pixels
+
+    @abstractmethod
+    def start(self, prepared: Any) -> Callable[[], Output]:
+        """Begin, and return the function that waits for the output."""
+
+    def __repr__(self) -> str:
+        return f"<Engine {self.name}, batches of {self.batch_size}, differs by {self.difference:.2g}>"
+
+
+def open_engine(
+    network: nn.Module,
+    sample: RGB,
+    *,
+    engine: str = "auto",
+    n_patches: int | None = None,
+    batch_size: int | None = None,
+) -> Engine:
+    """The fastest engine that agrees with torch in float32.
+
+    Parameters
+    ----------
+    network : Module
+        Takes (N, 3, H, W) uint8 or float from 0 to 255, and gives one row a patch. Put into evaluation mode.
+    sample : (N, H, W, 3) uint8
+        Patches such as those to come, for the comparison and the choice of a batch size.
+    engine : {"auto", "openvino", "torch"}, or the name of an engine
+        "torch fp32" is the plain way, and needs no comparison; "openvino" raises where it cannot be used.
+    n_patches : int, optional
+        Size of the job; "auto" leaves small ones to torch. None stands for a large one.
+    batch_size : int, optional
+        Measured, or 32, when not given.
+
+    Returns
+    -------
+    Engine
+        The same object for a network whose weights have not changed since.
+
+    Raises
+    ------
+    ValueError
+        If `engine` is no engine.
+    EngineError
+        If "openvino" was asked for and is absent, cannot export the network, or disagrees.
+    """
+    if engine.split(" ")[0] not in NAMES:
+        raise ValueError(f"no engine {engine!r}; there are {', '.join(NAMES)}.")
+    network.eval()
+    if next(network.parameters(), torch.empty(0)).device.type == "cpu":
+        keep_memory()
+    pixels_to_come = float("inf") if n_patches is None else n_patches * sample.shape[1] * sample.shape[2]
+    small = engine == "auto" and pixels_to_come < WORTH_PIXELS
+    key = (model_digest(network), sample.shape[1:], engine, small, torch.get_num_threads())
+    known = _OPENED.get(network)
+    if known is not None and known[0] == key:
+        found = known[1]
+    else:
+        small = small and not torch.cuda.is_available()
+        found = _TorchEngine(network) if small else _chosen(network, sample, engine)
+        _OPENED[network] = (key, found)
+        if batch_size is None and pixels_to_come >= WORTH_TUNING_PIXELS:
+            found.batch_size = _fastest_batch(found, sample)
+    if batch_size is not None:
+        found.batch_size = batch_size
+    return found
+
+
+def release_memory() -> bool:
+    """Give back what `models.keep_memory` kept and nobody uses (Linux with glibc only); returns whether any was."""
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):  # another C library
+        return False
+
+
+# The choice ------------------------------------------------------------------------------------------------------
+
+#: Network to (key, engine), while the network lives.
+_OPENED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
+#: Whether a parent process has run OpenVINO: its threads are gone in a forked child, which would wait for them for ever.
+_THREADS = {"started": False, "lost": False}
+
+
+def _after_fork() -> None:
+    if _THREADS["started"]:
+        _THREADS["lost"] = True
+        # Taking OpenVINO's objects down would wait for the same threads: the child keeps them until it ends.
+        kept = [engine for _, engine in _OPENED.values()], _core()
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    _OPENED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _chosen(network: nn.Module, sample: RGB, asked: str) -> Engine:
+    """The first candidate that agrees."""
+    if _THREADS["lost"]:
+        torch.set_num_threads(1)  # its pool of threads is the parent's as well
+    sample = sample[:N_COMPARED]
+    refused: list[str] = []
+    candidates = _candidates(network, sample, asked)
+    expected = _TorchEngine(network)(sample) if candidates else None
+    for name, make in candidates:
+        try:
+            engine = make()
+            difference = _difference(network, engine, sample, expected)
+        except Exception as error:  # an export fails in as many ways as there are layers
+            refused.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            continue
+        allowed = PROBABILITY_TOLERANCE if isinstance(network, PatchClassifier) else FEATURE_TOLERANCE
+        if difference <= allowed:
+            engine.difference, engine.refused = difference, tuple(refused)
+            return engine
+        refused.append(f"{name}: differs from torch float32 by {difference:.3g}, allowed are {allowed:g}")
+    if asked.startswith("openvino"):
+        raise EngineError(f"OpenVINO does not run this network: {'; '.join(refused)}. Use engine='torch'.")
+    fallback = _TorchEngine(network)
+    fallback.refused = tuple(refused)
+    if refused:
+        message = f"inference runs on plain torch, which is slower, since {'; '.join(refused)}."
+        warnings.warn(message, stacklevel=4)
+    return fallback
+
+
+def _candidates(network: nn.Module, sample: RGB, asked: str) -> list[tuple[str, Callable[[], Engine]]]:
+    """Fastest first; those that were asked for."""
+    every: dict[str, Callable[[], Engine]] = {}
+    if torch.cuda.is_available():
+        every["torch bf16 on the GPU"] = partial(_TorchEngine, network, "cuda", torch.bfloat16)
+        every["torch fp32 on the GPU"] = partial(_TorchEngine, network, "cuda")
+    if asked.startswith("openvino") or not every:
+        for precision in _openvino_precisions():
+            every[f"openvino {precision}"] = partial(_OpenVinoEngine, network, sample.shape[1:], precision)
+    return [(name, make) for name, make in every.items() if asked == "auto" or name.startswith(asked)]
+
+
+def _openvino_precisions() -> tuple[str, ...]:
+    """bf16 where the processor computes in it; both fail, and say why, where OpenVINO is absent."""
+    try:
+        _check_threads()
+        fast = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except (ImportError, EngineError):
+        fast = False
+    return ("bf16", "f32") if fast else ("f32",)
+
+
+def _difference(network: nn.Module, engine: Engine, sample: RGB, expected: Output | None) -> float:
+    """The greatest over a whole batch and over a remainder, since they may be different programs."""
+    assert expected is not None
+    found = []
+    for n in {len(sample), min(len(sample), 3)}:
+        ours, theirs = (torch.from_numpy(v.astype(np.float64)) for v in (engine(sample[:n]), expected[:n]))
+        if ours.shape != theirs.shape:
+            raise EngineError(f"gives {tuple(ours.shape)}, torch {tuple(theirs.shape)}")
+        if isinstance(network, PatchClassifier):
+            found.append((ours.softmax(1) - theirs.softmax(1)).abs().max())
+        else:
+            found.append(
+                (ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt().clamp(min=1e-9)
+            )
+    worst = float(torch.stack(found).max())
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _fastest_batch(engine: Engine, sample: RGB) -> int:
+    """The batch size with most patches a second; a larger one must be at least 3% better."""
+    best, best_rate = engine.batch_size, 0.0
+    for size in BATCH_SIZES:
+        engine.batch_size = size
+        batch = np.resize(sample, (size, *sample.shape[1:]))
+        seconds = []
+        for _ in range(3):  # the first warms up
+            start = time.perf_counter()
+            engine(batch)
+            seconds.append(time.perf_counter() - start)
+        rate = size / min(seconds[1:])
+        if rate > 1.03 * best_rate:
+            best, best_rate = size, rate
+    return best
+
+
+# Torch -----------------------------------------------------------------------------------------------------------
+
+
+class _TorchEngine(Engine):
+    """Torch; on a GPU a copy of the network, so that the caller's stays where it is."""
+
+    def __init__(self, network: nn.Module, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        self.name = f"torch {'fp32' if dtype == torch.float32 else 'bf16'}" + (
+            " on the GPU" if device != "cpu" else ""
+        )
+        self._device, self._dtype = torch.device(device), dtype
+        here = device == "cpu"
+        with torch.no_grad():  # tensors made in inference mode could not be trained on later
+            network = network.cpu() if here else copy.deepcopy(network).to(self._device)
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # The engine lives as long as the network, in a table that must not keep the network alive.
+        self._network = weakref.ref(network) if here else (lambda: network)
+        self.batch_size = 32 if here else 256
+        self.queues = not here
+
+    def prepare(self, pixels: RGB) -> Any:
+        """A tensor; on its way to a GPU in memory from which it is copied while the network works."""
+        batch = torch.from_numpy(pixels)
+        return batch if self._device.type == "cpu" else batch.pin_memory()
+
+    def start(self, prepared: Tensor) -> Callable[[], Output]:
+        network = self._network()
+        assert network is not None
+        with torch.inference_mode(), self._precision():
+            outputs = []
+            for batch in prepared.split(self.batch_size):
+                batch = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+                outputs.append(network(batch).float())
+            output = torch.cat(outputs)
+        if self._device.type == "cpu":
+            return output.numpy
+        landed = torch.empty(output.shape, dtype=output.dtype, pin_memory=True)
+        landed.copy_(output, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+
+        def wait() -> Output:
+            done.synchronize()
+            return landed.numpy()
+
+        return wait
+
+    def _precision(self) -> Any:
+        if self._dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, self._dtype)
+
+
+# OpenVINO --------------------------------------------------------------------------------------------------------
+
+
+class _OpenVinoEngine(Engine):
+    """A network exported once and compiled for a batch and for a quarter of it, which serves what is left over."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...], precision: str):
+        self.name = f"openvino {precision}"
+        self._precision, self._shape = precision, shape
+        self._exported = _exported(network, shape)
+        self._compiled: dict[int, Any] = {}
+
+    def start(self, prepared: RGB) -> Callable[[], Output]:
+        _check_threads()
+        small = max(1, self.batch_size // 4)
+        outputs: list[Output] = []
+        at = 0
+        while at < len(prepared):
+            size = self.batch_size if len(prepared) - at > 3 * small else small
+            batch = prepared[at : at + size]
+            missing = size - len(batch)
+            if missing:
+                batch = np.concatenate([batch, np.zeros((missing, *self._shape), np.uint8)])
+            request = self._request(size)
+            # Copied, since the request's own memory is filled again by the next batch.
+            outputs.append(
+                np.array(request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0])[: size - missing]
+            )
+            at += size
+        output = np.concatenate(outputs).astype(np.float32, copy=False)
+        return lambda: output
+
+    def _request(self, size: int) -> Any:
+        if size not in self._compiled:
+            model = self._exported.clone()
+            model.reshape([size, *self._shape])
+            options = {
+                "INFERENCE_PRECISION_HINT": self._precision,
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "PERFORMANCE_HINT": "LATENCY",
+                "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
+            }
+            self._compiled[size] = _core().compile_model(model, "CPU", options).create_infer_request()
+        return self._compiled[size]
+
+
+class _FromPixels(nn.Module):
+    """A network that takes pixels in the order in which they are read."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels.permute(0, 3, 1, 2)).float()
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    _THREADS["started"] = True
+    return openvino.Core()
+
+
+def _check_threads() -> None:
+    if _THREADS["lost"]:
+        raise EngineError(
+            "this process was forked from one in which OpenVINO had run, and its threads are gone. Start processes by"
+            " multiprocessing's 'spawn'"
+        )
+
+
+def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
+    _check_threads()
+    import openvino
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = torch.zeros((2, *shape), dtype=torch.uint8)
+        traced = torch.jit.trace(_FromPixels(copy.deepcopy(network)).eval(), example, check_trace=False)
+        return openvino.convert_model(
+            traced, example_input=example, input=[("pixels", openvino.PartialShape([-1, *shape]))]
+        )

@@ -1,0 +1,196 @@
+"""Engines: as fast as they like, but what they say is what torch says in float32."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pathkit import engine as engines
+from pathkit.encoders import Encoder, load_encoder
+from pathkit.engine import EngineError, open_engine
+from pathkit.models import PatchClassifier, keep_memory, patch_classifier
+
+needs_openvino = pytest.mark.skipif(
+    importlib.util.find_spec("openvino") is None, reason="openvino absent: pip install 'pathkit[openvino]'"
+)
+PATCHES = np.random.default_rng(0).integers(0, 256, (41, 32, 32, 3), dtype=np.uint8)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return patch_classifier("small", classes=["a", "b"]).eval()
+
+
+def plain(model, pixels=PATCHES):
+    with torch.no_grad():
+        return model(torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
+
+
+@needs_openvino
+def test_openvino_says_what_torch_says():
+    model = network()
+    run = open_engine(model, PATCHES, engine="openvino")
+    assert run.name.startswith("openvino")
+    softmax = [torch.from_numpy(v).softmax(1).numpy() for v in (run(PATCHES), plain(model))]
+    np.testing.assert_allclose(softmax[0], softmax[1], atol=engines.PROBABILITY_TOLERANCE)
+    exact = open_engine(model, PATCHES, engine="openvino f32")
+    np.testing.assert_allclose(exact(PATCHES), plain(model), atol=1e-4)
+
+
+@needs_openvino
+@pytest.mark.parametrize("n", [1, 3, 8, 9, 33, 41])
+def test_a_patch_has_one_answer_in_whatever_batch(n):
+    run = open_engine(network(), PATCHES, engine="openvino", batch_size=8)
+    np.testing.assert_array_equal(run(PATCHES[:n]), run(PATCHES)[:n])
+
+
+@needs_openvino
+def test_features_agree():
+    encoder = load_encoder("colour")
+    run = open_engine(encoder, PATCHES, engine="openvino")
+    np.testing.assert_allclose(run(PATCHES), plain(encoder), rtol=0.05, atol=0.02)
+
+
+class Noisy(Encoder):
+    """Exported it cannot be the same: it looks at whether it is being traced."""
+
+    name, dim, size_px = "noisy", 2, 32
+
+    def forward(self, x):
+        shift = 5.0 if torch.jit.is_tracing() else 0.0
+        return torch.stack(
+            [x.float().mean((1, 2, 3)) / 255 + shift, x.float().amax((1, 2, 3)) / 255 - shift], 1
+        )
+
+
+def noisy():
+    model = PatchClassifier(Noisy(), ["a", "b"]).eval()
+    with torch.no_grad():
+        model.head.weight.copy_(torch.eye(2))
+    return model
+
+
+@needs_openvino
+def test_an_engine_that_differs_is_refused():
+    with pytest.raises(
+        EngineError, match=r"differs from torch float32 by 0\.\d+, allowed are 0\.02.*engine='torch'"
+    ):
+        open_engine(noisy(), PATCHES, engine="openvino")
+    model = noisy()
+    with pytest.warns(UserWarning, match="plain torch, which is slower, since openvino"):
+        run = open_engine(model, PATCHES)
+    assert run.name == "torch fp32"
+    assert "differs" in run.refused[0]
+    np.testing.assert_array_equal(run(PATCHES), plain(model))
+
+
+class Untraceable(Encoder):
+    """Python decides: a trace would see one case only."""
+
+    name, dim, size_px = "untraceable", 2, 32
+
+    def forward(self, x):
+        if torch.jit.is_tracing():
+            raise TypeError("cannot be traced")
+        return x.float().mean((2, 3))[:, :2]
+
+
+def test_what_cannot_be_exported_runs_on_torch():
+    model = Untraceable()
+    with pytest.warns(UserWarning, match="plain torch"):
+        run = open_engine(model, PATCHES)
+    np.testing.assert_allclose(run(PATCHES), plain(model), rtol=1e-6)
+
+
+def test_without_openvino_everything_runs(monkeypatch):
+    def absent():
+        raise ImportError("No module named 'openvino'")
+
+    monkeypatch.setattr(engines, "_core", absent)
+    model = network()
+    with pytest.warns(UserWarning, match="No module named 'openvino'"):
+        run = open_engine(model, PATCHES)
+    np.testing.assert_allclose(run(PATCHES), plain(model), atol=1e-5)
+    with pytest.raises(EngineError, match=r"No module named .openvino.*engine=.torch"):
+        open_engine(network(), PATCHES, engine="openvino")
+
+
+def test_small_jobs_are_left_to_torch_and_no_engine_is_made_twice():
+    model = network()
+    small = open_engine(model, PATCHES, n_patches=100)
+    assert small.name == "torch fp32"
+    assert open_engine(model, PATCHES, n_patches=100) is small
+    with torch.no_grad():
+        model.head.bias += 1
+    assert open_engine(model, PATCHES, n_patches=100) is not small
+    np.testing.assert_allclose(open_engine(model, PATCHES, n_patches=100)(PATCHES), plain(model), atol=1e-5)
+
+
+def test_a_network_can_be_trained_after_it_was_run():
+    model = network()
+    open_engine(model, PATCHES, engine="torch fp32")(PATCHES)
+    loss = model(torch.from_numpy(PATCHES).permute(0, 3, 1, 2)).square().mean()
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_the_fastest_batch_is_taken():
+    class Clocked(engines.Engine):
+        name = "clocked"
+
+        def start(self, prepared):
+            engines.time.now += 1.0 + (10.0 if len(prepared) == 64 else 0.0)
+            return lambda: prepared
+
+    class Time:
+        now = 0.0
+
+        def perf_counter(self):
+            return self.now
+
+    kept, engines.time = engines.time, Time()
+    try:
+        assert engines._fastest_batch(Clocked(), PATCHES) == 32
+    finally:
+        engines.time = kept
+
+
+def test_unknown_engines_are_named():
+    with pytest.raises(ValueError, match="no engine 'tpu'; there are auto, openvino, torch"):
+        open_engine(nn.Identity(), PATCHES, engine="tpu")
+
+
+def test_kept_memory_can_be_given_back():
+    if not keep_memory():
+        pytest.skip("no glibc: nothing to keep")
+    assert engines.release_memory() in (True, False)
+
+
+def _answer(queue):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = open_engine(network(), PATCHES)
+        queue.put((run.name, run(PATCHES)))
+
+
+@needs_openvino
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_other_processes_answer_the_same(way):
+    """A forked child has lost OpenVINO's threads: it must not wait for them, but fall back."""
+    if way not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {way} on this system")
+    here = open_engine(network(), PATCHES)(PATCHES)
+    context = multiprocessing.get_context(way)
+    queue = context.Queue()
+    child = context.Process(target=_answer, args=(queue,))
+    child.start()
+    name, there = queue.get(timeout=120)
+    child.join(30)
+    assert name.startswith("torch" if way == "fork" else "openvino")
+    np.testing.assert_allclose(there, here, atol=0.02)
