@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import gc
 import os
 import time
 import warnings
@@ -175,6 +176,7 @@ def _after_fork() -> None:
         # Taking OpenVINO's objects down would wait for the same threads: the child keeps them until it ends.
         kept = [engine for _, engine in _OPENED.values()], _core()
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        gc.freeze()  # and those that nobody holds any more, but that have not been collected yet
     _OPENED.clear()
 
 
