@@ -123,7 +123,7 @@ def open_engine(
     Returns
     -------
     Engine
-        The same object for a network whose weights have not changed since.
+        An export is made once, and again when a weight has changed.
 
     Raises
     ------
@@ -142,13 +142,16 @@ def open_engine(
     key = (model_digest(network), sample.shape[1:], engine, small, torch.get_num_threads())
     known = _OPENED.get(network)
     if known is not None and known[0] == key:
-        found = known[1]
+        # What runs the network itself is not kept, since it would keep the network alive: it is made again.
+        found = _TorchEngine(network) if known[1] is None else known[1]
+        found.refused, found.batch_size = known[2], known[3]
     else:
-        small = small and not torch.cuda.is_available()
-        found = _TorchEngine(network) if small else _chosen(network, sample, engine)
-        _OPENED[network] = (key, found)
+        plain = small and not torch.cuda.is_available()
+        found = _TorchEngine(network) if plain else _chosen(network, sample, engine)
         if batch_size is None and pixels_to_come >= WORTH_TUNING_PIXELS:
             found.batch_size = _fastest_batch(found, sample)
+        kept = None if found.name == "torch fp32" else found
+        _OPENED[network] = (key, kept, found.refused, found.batch_size)
     if batch_size is not None:
         found.batch_size = batch_size
     return found
@@ -164,8 +167,10 @@ def release_memory() -> bool:
 
 # The choice ------------------------------------------------------------------------------------------------------
 
-#: Network to (key, engine), while the network lives.
-_OPENED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
+#: Network to (key, engine, refused, batch size), while the network lives.
+_OPENED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Engine | None, tuple[str, ...], int]] = (
+    weakref.WeakKeyDictionary()
+)
 #: Whether a parent process has run OpenVINO: its threads are gone in a forked child, which would wait for them for ever.
 _THREADS = {"started": False, "lost": False}
 
@@ -174,7 +179,7 @@ def _after_fork() -> None:
     if _THREADS["started"]:
         _THREADS["lost"] = True
         # Taking OpenVINO's objects down would wait for the same threads: the child keeps them until it ends.
-        kept = [engine for _, engine in _OPENED.values()], _core()
+        kept = [known[1] for known in _OPENED.values()], _core()
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
         gc.freeze()  # and those that nobody holds any more, but that have not been collected yet
     _OPENED.clear()
@@ -286,8 +291,7 @@ class _TorchEngine(Engine):
         with torch.no_grad():  # tensors made in inference mode could not be trained on later
             network = network.cpu() if here else copy.deepcopy(network).to(self._device)
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # The engine lives as long as the network, in a table that must not keep the network alive.
-        self._network = weakref.ref(network) if here else (lambda: network)
+        self._network = network
         self.batch_size = 32 if here else 256
         self.queues = not here
 
@@ -297,13 +301,11 @@ class _TorchEngine(Engine):
         return batch if self._device.type == "cpu" else batch.pin_memory()
 
     def start(self, prepared: Tensor) -> Callable[[], Output]:
-        network = self._network()
-        assert network is not None
         with torch.inference_mode(), self._precision():
             outputs = []
             for batch in prepared.split(self.batch_size):
                 batch = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-                outputs.append(network(batch).float())
+                outputs.append(self._network(batch).float())
             output = torch.cat(outputs)
         if self._device.type == "cpu":
             return output.numpy

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import multiprocessing
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -121,15 +123,35 @@ def test_without_openvino_everything_runs(monkeypatch):
         open_engine(network(), PATCHES, engine="openvino")
 
 
-def test_small_jobs_are_left_to_torch_and_no_engine_is_made_twice():
+def test_small_jobs_are_left_to_torch_and_new_weights_are_seen():
     model = network()
-    small = open_engine(model, PATCHES, n_patches=100)
-    assert small.name == "torch fp32"
-    assert open_engine(model, PATCHES, n_patches=100) is small
+    assert open_engine(model, PATCHES, n_patches=100).name == "torch fp32"
     with torch.no_grad():
-        model.head.bias += 1
-    assert open_engine(model, PATCHES, n_patches=100) is not small
+        model.head.bias += torch.tensor([1.0, 0.0])
     np.testing.assert_allclose(open_engine(model, PATCHES, n_patches=100)(PATCHES), plain(model), atol=1e-5)
+
+
+@needs_openvino
+def test_an_export_is_made_once_and_again_when_a_weight_changes():
+    model = network()
+    first = open_engine(model, PATCHES)
+    assert open_engine(model, PATCHES) is first
+    with torch.no_grad():
+        model.head.bias += torch.tensor([1.0, 0.0])
+    second = open_engine(model, PATCHES)
+    assert second is not first
+    np.testing.assert_allclose(second(PATCHES), plain(model), atol=0.05)
+
+
+def test_an_engine_outlives_the_name_of_its_network_and_no_longer():
+    run = open_engine(network(), PATCHES, engine="torch fp32")
+    np.testing.assert_allclose(run(PATCHES[:2]), plain(network(), PATCHES[:2]), atol=1e-5)
+    model = network()
+    gone = weakref.ref(model)
+    open_engine(model, PATCHES, engine="torch fp32")
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_network_can_be_trained_after_it_was_run():
