@@ -113,5 +113,6 @@ def _folder(name: str) -> Path:
         raise ValueError(
             f"datasets: no set {name!r}; there are {', '.join(NAMES)}. For your own slides see data/README.md."
         )
-    made_as = json.dumps([GENERATOR_VERSION, _COHORTS[name]], sort_keys=True)
+    version = GENERATOR_VERSION[_COHORTS[name][0]]
+    made_as = json.dumps([version, _COHORTS[name]], sort_keys=True)
     return cache_dir() / f"{name}-{hashlib.sha256(made_as.encode()).hexdigest()[:8]}"

@@ -96,10 +96,10 @@ def breast(
         lobule = np.zeros(canvas.shape, bool)
         lobule[where] = (distance < 1) & free[where]
         _lined(
-            canvas, lobule, glands, lumens, "benign gland", radius_um=(17.0, 30.0), wall_um=12, spacing=48, most=40, rough=0.08
+            canvas, lobule, glands, lumens, "benign gland", radius_um=(20.0, 31.0), wall_um=16, spacing=46, most=40, rough=0.08
         )  # fmt: skip
     _lined(
-        canvas, free, glands, lumens, "benign gland", radius_um=(30.0, 70.0), wall_um=14, spacing=400, most=5, rough=0.15,
+        canvas, free, glands, lumens, "benign gland", radius_um=(30.0, 70.0), wall_um=18, spacing=400, most=5, rough=0.15,
         folds=8.0,
     )  # fmt: skip
     canvas.vessels(tissue & ~in_situ & ~glands, 14, (6.0, 28.0))
@@ -126,7 +126,7 @@ def breast(
     return Architecture(
         seed,
         labels,
-        canvas.angles(depth, (np.pi * canvas.smooth(300)).astype(np.float32)),
+        canvas.angles(depth, (0.6 * np.pi * canvas.smooth(450)).astype(np.float32)),
         lesion_table(outlines, kinds),
         depth=depth,
         map_um=canvas.map_um,
