@@ -71,6 +71,34 @@ def test_the_same_seed_gives_the_same_organ_and_another_does_not():
     assert (one.labels != other.labels).mean() > 0.1
 
 
+def test_outlines_of_a_mask_cover_it_however_its_pieces_touch():
+    """Pieces that touch at corners alone make rings that touch themselves; none of them may be lost."""
+    from pathkit.synthetic.architecture import polygons
+
+    diagonal = np.kron(np.eye(6, dtype=bool), np.ones((4, 4), bool))
+    ring = np.pad(np.ones((10, 10), bool), 2)
+    ring[4:8, 4:8] = False
+    ring[2, 2] = ring[3, 3] = False  # the hole reaches the ground by corners
+    noise = np.random.default_rng(0).random((60, 60)) > 0.45
+    for mask in (diagonal, ring, noise):
+        shapes = polygons(mask, 2.0)
+        assert all(p.is_valid and p.geom_type == "Polygon" for p in shapes)
+        rows, cols = np.nonzero(mask)
+        held = shapely.union_all(shapes)
+        at = shapely.points((cols + 0.5) * 2.0, (rows + 0.5) * 2.0)
+        assert shapely.intersects(held, at).all()
+
+
+def test_regions_are_as_large_as_the_tissues_they_outline(organs):
+    for name in ("colon", "unstable", "healthy"):
+        organ = organs[name]
+        shares = np.bincount(organ.nine_map().ravel(), minlength=9) * organ.map_um**2
+        outlined = organ.regions.groupby("class")["area_um2"].sum()
+        for kind, area in zip(synthetic.NINE_CLASSES, shares, strict=True):
+            if area > 1e5 and kind != "background":
+                assert outlined[kind] == pytest.approx(area, rel=0.25), (name, kind)
+
+
 # Cells -----------------------------------------------------------------------------------------------------------
 
 

@@ -52,9 +52,9 @@ __all__ = [
 
 #: Of each kind of cohort; raised when the same seed gives other slides. Part of the cache's key.
 GENERATOR_VERSION = {
-    "lymph_node_cohort": 3,
-    "colorectal_cohort": 3,
-    "prostate_cohort": 3,
+    "lymph_node_cohort": 4,
+    "colorectal_cohort": 4,
+    "prostate_cohort": 4,
     "breast_cohort": 4,
 }
 #: Kinds of metastases that a node can have.
