@@ -651,3 +651,27 @@ def test_a_cohort_can_have_more_mitoses_and_stays_what_it_was_without(tmp_path):
     assert "mitoses" not in (tmp_path / "usual" / "manifest.json").read_text().replace("mitoses_per_mm2", "")
     with pytest.raises(ValueError, match="mitoses is a factor"):
         breast_cohort(tmp_path / "none", mitoses=-1.0, **how)
+
+
+def test_nuclei_of_fat_lie_against_the_wall_of_a_cell():
+    from pathkit.synthetic.noise import nearest_two
+    from pathkit.synthetic.tissues import FAT_CELL_UM
+
+    node = synthetic.lymph_node(5, size_um=(1600.0, 1300.0))
+    table = synthetic.nuclei(node)
+    fat = table[table["tissue"] == "fat"]
+    assert len(fat) > 10
+    for x, y in zip(fat["x_um"], fat["y_um"], strict=True):
+        ax, ay, bx, by = nearest_two(x, y, FAT_CELL_UM, node.seed + 31)
+        to_wall = (np.hypot(bx, by) - np.hypot(ax, ay)) / 2
+        assert to_wall < 6  # 1.2 µm, but where neighbours push it
+
+
+def test_fibres_outside_glands_turn_slowly():
+    architecture = synthetic.breast(4, size_um=(800.0, 800.0))
+    stroma = architecture.depth < 0
+    step = int(20 / architecture.map_um)
+    both = stroma[:, step:] & stroma[:, :-step]
+    turn = (architecture.angle[:, step:] - architecture.angle[:, :-step])[both]
+    turn = np.abs((turn + np.pi / 2) % np.pi - np.pi / 2)  # a direction has no sense
+    assert np.quantile(turn, 0.9) < np.deg2rad(35)

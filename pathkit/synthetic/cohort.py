@@ -56,6 +56,7 @@ GENERATOR_VERSION = {
     "colorectal_cohort": 4,
     "prostate_cohort": 4,
     "breast_cohort": 4,
+    "leak_cohort": 4,
 }
 #: Kinds of metastases that a node can have.
 _KINDS = ("itc", "micro", "macro")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-__all__ = ["hashed", "smooth_noise", "uniform"]
+__all__ = ["hashed", "nearest_two", "smooth_noise", "uniform"]
 
 _compiled = numba.njit(cache=True, inline="never", nogil=True)
 
@@ -36,3 +36,20 @@ def smooth_noise(x: float, y: float, seed: int) -> float:
     top = (1 - u) * uniform(x0, y0, seed) + u * uniform(x0 + 1, y0, seed)
     bottom = (1 - u) * uniform(x0, y0 + 1, seed) + u * uniform(x0 + 1, y0 + 1, seed)
     return 2 * ((1 - v) * top + v * bottom) - 1
+
+
+@_compiled
+def nearest_two(x: float, y: float, size: float, seed: int) -> tuple[float, float, float, float]:
+    """Vectors to the nearest and the second nearest of points scattered one to a square of `size` (Worley noise)."""
+    i0, j0 = int(np.floor(x / size)), int(np.floor(y / size))
+    first, second, ax, ay, bx, by = 1e18, 1e18, 0.0, 0.0, 0.0, 0.0
+    for j in range(j0 - 1, j0 + 2):
+        for i in range(i0 - 1, i0 + 2):
+            dx = (i + uniform(i, j, seed)) * size - x
+            dy = (j + uniform(i, j, seed + 1)) * size - y
+            square = dx * dx + dy * dy
+            if square < first:
+                first, second, ax, ay, bx, by = square, first, dx, dy, ax, ay
+            elif square < second:
+                second, bx, by = square, dx, dy
+    return ax, ay, bx, by

@@ -3,7 +3,7 @@
 Space is divided into squares of 8.2 µm (14,900 a mm²), each of which may hold one cell, displaced within it and beyond;
 whether it does, and of what class, follows from the tissue at the place and a hash of the square. Cells therefore crowd and
 overlap as they do in sections, and a region's cells do not depend on what else was made. In lined glands they stand in a
-row above the basement membrane.
+row above the basement membrane; in fat they are flattened against the wall of a cell.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from pathkit.geometry import Box
 from pathkit.synthetic.architecture import DEPTH_UM, Architecture
-from pathkit.synthetic.noise import smooth_noise, uniform
+from pathkit.synthetic.noise import nearest_two, smooth_noise, uniform
 from pathkit.synthetic.tissues import (
     CLASSES,
     DENSITY_PER_MM2,
+    FAT_CELL_UM,
     LABELS,
     MALIGNANT,
     band_table,
@@ -47,8 +48,9 @@ FIELDS = (
     "defocus",
     "marker",
 )
-#: How far a cell may be moved into its row.
-_REACH_UM = 16.0
+#: How far a cell may be moved into its row, or to the wall of its fat cell.
+_REACH_UM = 48.0
+_FAT = LABELS.index("fat")
 
 
 def nucleus_array(
@@ -179,6 +181,21 @@ def _drawn(cells, labels, angle, depth, map_um, chance, mixture, looks, bands, s
                         or labels[r, c] != label
                     ):
                         continue
+            across = 0.0
+            if (
+                label == _FAT
+            ):  # to the wall between the two nearest fat cells, which stands across the line between them
+                ax, ay, bx, by = nearest_two(x, y, FAT_CELL_UM, seed + 31)
+                gap = max(1e-6, np.sqrt((bx - ax) ** 2 + (by - ay) ** 2))
+                step = 0.5 * (bx * bx + by * by - ax * ax - ay * ay) / gap - 1.2
+                if step > _REACH_UM:
+                    continue
+                across = np.arctan2(by - ay, bx - ax)
+                x += step * np.cos(across)
+                y += step * np.sin(across)
+                r, c = int(np.floor(y / map_um)), int(np.floor(x / map_um))
+                if r < 0 or c < 0 or r >= labels.shape[0] or c >= labels.shape[1] or labels[r, c] != label:
+                    continue
             pick, kind = uniform(i, j, seed + 14), 0
             while kind < mixture.shape[1] - 1 and pick >= mixture[label, kind]:
                 kind += 1
@@ -190,6 +207,8 @@ def _drawn(cells, labels, angle, depth, map_um, chance, mixture, looks, bands, s
             out[0], out[1] = x, y
             out[2], out[3] = radius * np.sqrt(ratio), radius / np.sqrt(ratio)
             out[4] = angle[r, c] + np.pi * look[8] * (uniform(i, j, seed + 19) - 0.5)
+            if label == _FAT:
+                out[4] = across + 0.5 * np.pi
             # Stains vary over tens of microns as well as from cell to cell.
             tone = 0.7 * uniform(i, j, seed + 20) + 0.15 * (1 + smooth_noise(x / 60.0, y / 60.0, seed + 23))
             out[5] = look[4] + (look[5] - look[4]) * tone

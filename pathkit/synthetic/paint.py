@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pathkit.geometry import Box
 from pathkit.synthetic.architecture import DEPTH_UM, Architecture, label
 from pathkit.synthetic.markers import DAB, check_marker
-from pathkit.synthetic.noise import smooth_noise, uniform
+from pathkit.synthetic.noise import nearest_two, smooth_noise, uniform
 from pathkit.synthetic.objects import nucleus_array
 from pathkit.synthetic.tissues import (
     CLUMPED,
@@ -23,6 +23,7 @@ from pathkit.synthetic.tissues import (
     EMPTY,
     FAR_PLATES,
     FAT,
+    FAT_CELL_UM,
     FRAGMENTS,
     GOBLET,
     GRANULES,
@@ -288,18 +289,8 @@ def _fibre(angle, map_um, x, y, length_um, width_um, seed):
 @numba.njit(cache=True, nogil=True)
 def _fat_rim(x, y, seed):
     """Eosin of the membrane between two fat cells of about 70 µm."""
-    size = 70.0
-    i0, j0 = int(np.floor(x / size)), int(np.floor(y / size))
-    first, second = 1e9, 1e9
-    for j in range(j0 - 1, j0 + 2):
-        for i in range(i0 - 1, i0 + 2):
-            dx = (i + uniform(i, j, seed + 31)) * size - x
-            dy = (j + uniform(i, j, seed + 32)) * size - y
-            distance = np.sqrt(dx * dx + dy * dy)
-            if distance < first:
-                first, second = distance, first
-            elif distance < second:
-                second = distance
+    ax, ay, bx, by = nearest_two(x, y, FAT_CELL_UM, seed + 31)
+    first, second = np.sqrt(ax * ax + ay * ay), np.sqrt(bx * bx + by * by)
     return 0.28 * np.exp(-(((second - first) / 3.0) ** 2))
 
 

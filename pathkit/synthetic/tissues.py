@@ -28,6 +28,8 @@ __all__ = [
 
 #: How the ground of a tissue is drawn; numbers, because compiled code reads them.
 PLAIN, EMPTY, FAT, MUCUS, DEBRIS, GOBLET, EPITHELIUM = range(7)
+#: Width of the squares that hold one fat cell each.
+FAT_CELL_UM = 70.0
 #: Outlines of nuclei.
 ELLIPSE, PLATE, TWO_PLATES, FAR_PLATES, CLUMPED, THREE_ARMS, SMOOTH, FRAGMENTS, GRANULES, RED_DISC = range(10)
 
