@@ -19,6 +19,7 @@ from pathkit.metrics import pairwise_kappa
 from pathkit.patches import SlideSource
 from pathkit.view.gallery import Rows
 from pathkit.view.layers import Heatmap
+from pathkit.view.pane import pane
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["GradingBoard", "PatternMap"]
@@ -224,13 +225,12 @@ class GradingBoard(Rows):
         import ipywidgets
         from bokeh.models import ColumnDataSource, FixedTicker, Range1d
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         n = len(self.table)
         at = np.arange(n)
         edges = np.hstack([np.zeros((n, 1)), self.table[list(PATTERNS)].to_numpy(float).cumsum(1)])
         self._bars = ColumnDataSource({"x": at, **{f"e{k}": edges[:, k] for k in range(len(PATTERNS) + 1)}})
-        # Filled before BokehModel, which shows the figure as it is when it is made.
+        # Filled before the pane, which shows the figure as it is when it is made.
         self._numbers, self._frame = ColumnDataSource(self._above()), ColumnDataSource({"x": self._place()})
         plot: Any = figure(
             width=900, height=240, tools="tap", toolbar_location=None, y_axis_label="share of patches",
@@ -284,7 +284,7 @@ class GradingBoard(Rows):
             [
                 ipywidgets.HBox(sliders),
                 self._said,
-                BokehModel(plot),
+                pane(plot),
                 ipywidgets.HBox([self._cores, self._line]),
                 self._pane,
             ]

@@ -16,6 +16,7 @@ from pathkit.scoring import CUTS, bland_altman, levels
 from pathkit.slide import Slide
 from pathkit.view.gallery import Shown
 from pathkit.view.layers import Points
+from pathkit.view.pane import pane
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["StainBoard"]
@@ -144,7 +145,6 @@ class StainBoard(Shown):
         import ipywidgets
         from bokeh.models import ColumnDataSource, Range1d
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         self._points = ColumnDataSource({k: [] for k in ("truth", "score", "slide", "colour")})
         top = self._top()
@@ -167,9 +167,7 @@ class StainBoard(Shown):
         self._widget.children = [
             ipywidgets.HBox(self._sliders),
             self._text,
-            ipywidgets.HBox(
-                [ipywidgets.Box([self.viewer.widget()], layout={"width": "65%"}), BokehModel(plot)]
-            ),
+            ipywidgets.HBox([ipywidgets.Box([self.viewer.widget()], layout={"width": "65%"}), pane(plot)]),
         ]
         return self._widget
 

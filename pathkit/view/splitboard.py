@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from pathkit.metrics import auc
 from pathkit.splits import leak_report
 from pathkit.view.gallery import Rows
+from pathkit.view.pane import pane
 
 __all__ = ["SplitBoard"]
 
@@ -247,7 +248,6 @@ class SplitBoard(Rows):
         from bokeh.layouts import row
         from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Range1d, VSpan
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         self._mark_source = ColumnDataSource(self._marks())
         self._line_source = ColumnDataSource(self._lines())
@@ -310,7 +310,7 @@ class SplitBoard(Rows):
         self._refresh()
         self._widget.children = [
             ipywidgets.HBox([self._patient, self._whole, *buttons]),
-            BokehModel(row(board, bars, trail)),
+            pane(row(board, bars, trail)),
             self._line,
         ]
         return self._widget

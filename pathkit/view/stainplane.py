@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pathkit import stain
 from pathkit.view.gallery import Shown
+from pathkit.view.pane import pane
 
 __all__ = ["StainPlane", "plane_of", "vector_of"]
 
@@ -193,7 +194,6 @@ class StainPlane(Shown):
         from bokeh.layouts import gridplot, row
         from bokeh.models import ColumnDataSource, PointDrawTool, Range1d
         from bokeh.plotting import figure
-        from jupyter_bokeh import BokehModel
 
         (x0, y0), (x1, y1) = self._limits()
         plot: Any = figure(
@@ -221,19 +221,19 @@ class StainPlane(Shown):
         plot.toolbar.active_tap = plot.toolbar.active_drag = tool
         self._handles.on_change("data", self._dragged)
         self._images: dict[str, Any] = {}
-        panes = []
+        shown = []
         height, width = self.field.shape[:2]
         for name in self.pictures():
-            pane: Any = figure(
+            picture: Any = figure(
                 width=270, height=round(250 * height / width) + 20, title=name, tools="", toolbar_location=None,
                 x_range=Range1d(start=0, end=width), y_range=Range1d(start=height, end=0), min_border=2,
             )  # fmt: skip
-            pane.axis.visible = pane.grid.visible = False
+            picture.axis.visible = picture.grid.visible = False
             self._images[name] = ColumnDataSource({"image": []})
-            pane.image_rgba(
+            picture.image_rgba(
                 "image", x=0, y=0, dw=width, dh=height, source=self._images[name], origin="top_left"
             )
-            panes.append(pane)
+            shown.append(picture)
         self._line = ipywidgets.HTML()
         back = ipywidgets.Button(description="Start again", layout={"width": "110px"})
         back.on_click(lambda _: self.reset())
@@ -242,8 +242,8 @@ class StainPlane(Shown):
         )
         self._widget = ipywidgets.VBox()
         self._refresh()
-        pane = BokehModel(row(plot, gridplot([panes[:2], panes[2:]], toolbar_location=None)))
-        self._widget.children = [ipywidgets.HBox([back, self._line]), pane, help_line]
+        board = pane(row(plot, gridplot([shown[:2], shown[2:]], toolbar_location=None)))
+        self._widget.children = [ipywidgets.HBox([back, self._line]), board, help_line]
         return self._widget
 
     def _handle_data(self) -> dict[str, list[Any]]:

@@ -501,6 +501,61 @@ def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_pat
     assert page.hosts == {"127.0.0.1"}
 
 
+TWO_SLIDES = """
+from pathkit.view import compare
+slide = open_slide("slide.tif")
+other = open_slide(255 - slide.read_region((0, 0), (3072, 2304), mpp=2 * slide.mpp), mpp=2 * slide.mpp)
+a = compare(slide, other)
+a.add(Patches(pd.DataFrame({"x_l0": [2560], "y_l0": [2048], "size_px": 512, "mpp": slide.mpp, "slide_id": "s"})))
+display(a)
+a.select([0])
+a.go_to((3000, 2200), mpp=slide.mpp)
+"""
+
+
+def test_two_slides_by_swipe_and_blink_and_what_was_said_before_the_page_was_there(lab, browser, slide_path):
+    """The second slide is in memory: its tiles come from the kernel, those of the first from the server."""
+    page = Page(lab, browser, "two", [SETUP, TWO_SLIDES], 1)
+    page.page.wait_for_function(f"() => {VIEWERS}.at(0).scale == 1", timeout=20_000)
+    page.page.wait_for_timeout(100)
+    page.page.wait_for_function(f"() => {VIEWERS}.at(0).tiles.every(t => t.sharp)", timeout=20_000)
+    assert page.js("v.centre.map(Math.round)") == [3000, 2200]
+    assert page.js(
+        "v.figure.renderers.some(r => r.data_source?.columns().includes('left') && r.data_source.get('left').length)"
+    )
+    page.page.wait_for_timeout(300)
+    slide = open_slide(slide_path)
+
+    def shown():
+        """Which slide each half of the crop shows, by how far it is from either; the second is the first's negative."""
+        pixels, (x, y, scale) = page.crop()
+        truth = slide.read_region((x, y), (320, 200), mpp=MPP * scale).astype(int)
+        names = []
+        for part in (slice(0, 150), slice(170, 320)):
+            first, second = (difference(pixels[:, part], t[:, part]) for t in (truth, 255 - truth))
+            names.append("first" if first < 0.2 * second else "second" if second < 0.2 * first else "neither")
+        return names
+
+    assert shown() == ["first", "second"]
+    x, y, width, height = page.frame()
+    page.page.mouse.move(x + width / 2, y + height / 3)
+    page.page.mouse.down()
+    page.page.mouse.move(x + 40, y + height / 3, steps=4)
+    page.page.mouse.up()
+    page.page.wait_for_timeout(400)
+    assert shown() == ["second", "second"]
+    page.python("a.compare('blink')")
+    page.page.wait_for_timeout(300)
+    seen = set()
+    for _ in range(12):
+        seen.add(page.js("v.tiles[1].hidden"))
+        page.page.wait_for_timeout(200)
+    assert seen == {True, False}
+    page.page.close()
+    assert page.errors == []
+    assert page.hosts == {"127.0.0.1"}
+
+
 def test_training_is_watched_and_steered_while_cells_run(lab, browser, slide_path):
     cell = """
 from pathkit.geometry import Raster
