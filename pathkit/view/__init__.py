@@ -25,6 +25,7 @@ _NAMES = {
     "StainBoard": "ihc",
     "link": "link",
     "StainPlane": "stainplane",
+    **dict.fromkeys(("FrocChart", "Histogram", "RocChart"), "charts"),
     "HotSpotBoard": "hotspot",
     **dict.fromkeys(
         ("CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "compare", "tune"), "boards"

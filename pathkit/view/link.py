@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pathkit.view.gallery import Rows
 from pathkit.view.layers import Layer
 from pathkit.view.pane import pane
 from pathkit.view.viewer import SlideViewer
@@ -28,8 +29,11 @@ def link(viewer: SlideViewer, other: Any, *, layer: str | Layer | None = None) -
         Its row i is row i of the layer's table: what is selected there is selected here, and back.
     other : DataFrame
         Shown as a table, linked; its columns are what is shown of the layer's rows.
-    other : callable, or anything with ``select`` and ``on_select``
-        Gets the selected rows; the latter also gives them.
+    other : Gallery, RocChart, FrocChart, Histogram, or anything with ``select`` and ``on_select``
+        Gets the selected rows and gives them, by the index of the layer's table; it may have rows of other slides,
+        which stay selected there.
+    other : callable
+        Gets the selected rows.
     layer : str or Layer, optional
         The layer whose rows are linked; the topmost with a table when not given.
 
@@ -59,8 +63,7 @@ def link(viewer: SlideViewer, other: Any, *, layer: str | Layer | None = None) -
     if type(other).__module__.startswith("bokeh"):
         return _link_source(viewer, target, other)
     if hasattr(other, "on_select") and hasattr(other, "select"):
-        other.on_select(lambda rows: viewer.select(rows, layer=target))
-        viewer.on_select(other.select)
+        _link_rows(viewer, target, other)
         return None
     if callable(other):
         viewer.on_select(other)
@@ -69,6 +72,27 @@ def link(viewer: SlideViewer, other: Any, *, layer: str | Layer | None = None) -
         f"link: cannot link a {type(other).__name__}. It takes a SlideViewer, a Bokeh or HoloViews chart, a DataFrame, a"
         " function, or an object with select and on_select."
     )
+
+
+def _link_rows(viewer: SlideViewer, layer: Layer, other: Any) -> None:
+    assert layer.table is not None
+    here = layer.table.index
+
+    def to_slide(rows: pd.DataFrame) -> None:
+        viewer.select(rows.index[rows.index.isin(here)], layer=layer)
+
+    def from_slide(rows: pd.DataFrame) -> None:
+        chosen = viewer._selected
+        if chosen is None or chosen[0] is not layer:
+            rows = rows.iloc[:0]
+        if isinstance(other, Rows):
+            kept = other.selection.index
+            other.select(kept[~kept.isin(here)].append(rows.index))
+        else:
+            other.select(rows)
+
+    other.on_select(to_slide)
+    viewer.on_select(from_slide)
 
 
 def _table(frame: pd.DataFrame) -> Any:
