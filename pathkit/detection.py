@@ -2,7 +2,8 @@
 
 Candidates come from a cheap rule that misses little (`counting.haematoxylin_blobs`). A first network learns from the cells
 and as many others at random; what it takes for a cell on the training slides, and is none, are the *hard negatives* from
-which the second learns [1]_. A candidate's score is the mean of the two: they err in different places.
+which the second learns [1]_. The two form a cascade: what the first finds hopeless scores nothing, the rest is judged by the
+second alone, which knows the look-alikes.
 
 References
 ----------
@@ -22,6 +23,7 @@ from scipy.spatial import cKDTree
 from pathkit.counting import F1_RADIUS_UM
 from pathkit.inference import predict_patches
 from pathkit.models import PatchClassifier, patch_classifier
+from pathkit.patches import SlideSource
 from pathkit.training import Augment, fit
 
 __all__ = ["Detector", "candidate_patches", "train_detector"]
@@ -81,7 +83,7 @@ def candidate_patches(
 
 @dataclass
 class Detector:
-    """Two networks, as `train_detector` made them; a candidate's score is the mean of theirs.
+    """Two networks in a cascade, as `train_detector` made them.
 
     Attributes
     ----------
@@ -103,16 +105,16 @@ class Detector:
             Of `candidate_patches`.
         slides : DataFrame or mapping
         stage : {"first", "second", "both"}
-            With "both", what the first finds hopeless is not shown to the second and scores half of the first's.
+            With "both", what the first finds hopeless is not shown to the second and scores 0.
         """
         if stage not in ("first", "second", "both"):
             raise ValueError(f"score: stage is first, second or both, got {stage!r}.")
         if stage != "both":
             return patches.assign(score=_probability(getattr(self, stage), patches, slides))
-        score = _probability(self.first, patches, slides) / 2
-        looked = score > LEAST / 2  # most candidates need no second look
+        first = _probability(self.first, patches, slides)
+        looked, score = first > LEAST, np.zeros(len(patches))
         if looked.any():
-            score[looked] += _probability(self.second, patches[looked], slides) / 2
+            score[looked] = _probability(self.second, patches[looked], slides)
         return patches.assign(score=score)
 
 
@@ -121,10 +123,11 @@ def train_detector(
     val: pd.DataFrame,
     *,
     slides: Any,
-    encoder: str = "small",
-    epochs: tuple[int, int] = (4, 8),
+    encoder: str = "cell",
+    epochs: tuple[int, int] = (3, 6),
     n_negative: int = 2000,
-    repeat: int = 5,
+    repeat: int = 8,
+    shift_um: float = 2.0,
     augment: Augment | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -137,13 +140,16 @@ def train_detector(
         Labelled patches of `candidate_patches`; their patients should differ.
     slides : DataFrame or mapping
     encoder : str
+        See `models.patch_classifier`.
     epochs : (first, second)
     n_negative : int
-        Others for each network; of the second half are hard ones.
+        Others at random for the first network; the second learns from as many hard ones and half as many at random.
     repeat : int
-        How often each cell is shown an epoch, turned and stained differently.
+        How often each cell is shown an epoch, shifted, turned and stained differently.
+    shift_um : float
+        How far the middle of a patch may lie from its candidate, along each axis.
     augment : Augment, optional
-        Strong stain jitter by default.
+        Moderate stain jitter by default: how dark chromatin is, is part of what makes a mitosis.
     seed : int
     progress : bool
 
@@ -162,27 +168,38 @@ def train_detector(
                 raise ValueError(
                     f"train_detector: {name} has no patch labelled {label!r}. Give it more patients."
                 )
-    cells, others = train[train["label"] == "mitosis"], train[train["label"] == "other"]
-    quick = val[val["label"] != ""]
-    quick = pd.concat(
-        [quick[quick["label"] == "mitosis"], _some(quick[quick["label"] == "other"], 400, seed)]
-    )
-    shown = pd.concat([cells] * repeat)
-    how: dict[str, Any] = {"slides": slides, "lr": 3e-3, "seed": seed, "progress": progress}
-    how["augment"] = Augment(stain=0.25) if augment is None else augment
+    (cells, others), quick = _parted(train), _parted(val)
+    quick = (quick[0], _some(quick[1], 400, seed))
+    augment = Augment(stain=0.12) if augment is None else augment
+    how: dict[str, Any] = {"slides": slides, "augment": augment, "balanced": False, "progress": progress}
 
     def trained(negatives: pd.DataFrame, n_epochs: int, offset: int) -> PatchClassifier:
         torch.manual_seed(seed + offset)
-        table = pd.concat([shown, negatives], ignore_index=True)
-        return fit(patch_classifier(encoder, classes=_CLASSES), table, quick, epochs=n_epochs, **how).model
+        shown = _shifted(pd.concat([*[cells] * repeat, negatives]), slides, shift_um, seed + offset)
+        network = patch_classifier(encoder, classes=_CLASSES)
+        return fit(network, shown, pd.concat(quick), epochs=n_epochs, seed=seed, **how).model
 
     first = trained(_some(others, n_negative, seed), epochs[0], 0)
-    searched = _some(others, 3 * n_negative, seed + 1)
-    searched = searched.assign(score=_probability(first, searched, slides))
-    hard = searched.sort_values("score", ascending=False).head(n_negative // 2)
-    easy = _some(others.drop(hard.index), n_negative - len(hard), seed + 2)
+    searched = others.assign(score=_probability(first, others, slides))
+    hard = searched.sort_values("score", ascending=False).head(n_negative)
+    easy = _some(others.drop(hard.index), n_negative // 2, seed + 2)
     second = trained(pd.concat([hard, easy]), epochs[1], 1)
     return Detector(first, second, hard)
+
+
+def _parted(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return table[table["label"] == "mitosis"], table[table["label"] == "other"]
+
+
+def _shifted(patches: pd.DataFrame, slides: Any, shift_um: float, seed: int) -> pd.DataFrame:
+    """The patches, each moved at random: a candidate is rarely the middle of its cell."""
+    source, rng = SlideSource(slides), np.random.default_rng([seed, 31])
+    scale = patches["slide_id"].map({i: source[i].mpp for i in patches["slide_id"].unique()})
+    moved = patches.reset_index(drop=True)
+    for axis in ("x_l0", "y_l0"):
+        by = rng.uniform(-shift_um, shift_um, len(moved)) / scale.to_numpy(float)
+        moved[axis] += np.rint(by).astype(int)
+    return moved
 
 
 def _some(table: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
