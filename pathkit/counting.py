@@ -20,6 +20,7 @@ from pathkit.slide import Slide
 __all__ = [
     "F1_RADIUS_UM",
     "best_threshold",
+    "counts_at",
     "f1",
     "haematoxylin_blobs",
     "hot_spot",
@@ -27,6 +28,7 @@ __all__ = [
     "match_points",
     "precision_recall",
     "suppress",
+    "tune",
 ]
 
 F1_RADIUS_UM = 7.5
@@ -195,6 +197,70 @@ def best_threshold(matched: pd.DataFrame, n_true: int) -> float:
     if not len(curve):
         raise ValueError("best_threshold: no detections to choose from.")
     return float(curve.loc[curve["f1"].idxmax(), "threshold"])
+
+
+def tune(
+    detections: pd.DataFrame, truth: pd.DataFrame, *, apart_um: tuple[float, ...] = (7.5, 10.0, 12.5)
+) -> dict[str, float]:
+    """How far apart detections must lie, and the threshold, with the highest F1: on validation patients.
+
+    The two plates of a telophase are two dark places, and one cell.
+
+    Parameters
+    ----------
+    detections : DataFrame
+        slide_id, x_um, y_um, score.
+    truth : DataFrame
+        slide_id, x_um, y_um.
+    apart_um : tuple of float
+        Tried, as the radius of `suppress`; of equally good ones the first is taken.
+
+    Returns
+    -------
+    dict
+        f1, apart_um, threshold.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to find, or nothing was detected.
+    """
+    tried = []
+    for radius in apart_um:
+        matched, _ = match_points(suppress(detections, radius_um=radius), truth)
+        threshold = best_threshold(matched, len(truth))
+        best = float(precision_recall(matched, len(truth))["f1"].max())
+        tried.append({"f1": best, "apart_um": radius, "threshold": threshold})
+    return max(tried, key=lambda each: each["f1"])
+
+
+def counts_at(
+    matched: pd.DataFrame, found: pd.DataFrame, threshold: float, slides: pd.DataFrame
+) -> pd.DataFrame:
+    """Hits, false alarms and misses of each slide at a threshold.
+
+    Parameters
+    ----------
+    matched, found : DataFrame
+        Of `match_points`.
+    threshold : float
+    slides : DataFrame
+        slide_id, and patient_id where there is one; a slide without any detection or cell has zeros.
+
+    Returns
+    -------
+    DataFrame
+        slide_id and patient_id, hits, false_alarms, missed: what `f1` takes.
+    """
+    above, reached = matched[matched["score"] >= threshold], found["found_at"] >= threshold
+    parts = {
+        "hits": found.loc[reached, "slide_id"],
+        "false_alarms": above.loc[above["outcome"] == "false alarm", "slide_id"],
+        "missed": found.loc[~reached, "slide_id"],
+    }
+    table = slides[[c for c in ("slide_id", "patient_id") if c in slides]].reset_index(drop=True)
+    counts = {k: table["slide_id"].map(v.value_counts()).fillna(0).astype(int) for k, v in parts.items()}
+    return table.assign(**counts)
 
 
 def f1(counts: pd.DataFrame) -> float:

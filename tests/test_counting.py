@@ -125,3 +125,32 @@ def test_impossible_requests():
         counting.hot_spot(points([]))
     with pytest.raises(ValueError, match="area_mm2 must be positive"):
         counting.hot_spot(points([(0, 0)]), area_mm2=0)
+
+
+def test_two_plates_of_a_cell_are_one_where_detections_must_lie_further_apart():
+    plates = points([(-5, 0), (5, 0), (100, 0), (200, 0)], [0.9, 0.8, 0.7, 0.1])
+    cells = points([(0, 0), (100, 0)])
+    assert counting.tune(plates, cells) == {"f1": 1.0, "apart_um": 10.0, "threshold": 0.7}
+    assert counting.tune(plates, cells, apart_um=(7.5,)) == {
+        "f1": pytest.approx(0.8),
+        "apart_um": 7.5,
+        "threshold": 0.7,
+    }
+    with pytest.raises(ValueError, match="nothing to find"):
+        counting.tune(plates, cells.iloc[:0])
+
+
+def test_counts_at_a_threshold_by_hand():
+    found = pd.concat([points([(0, 0), (50, 0), (80, 0)], [0.9, 0.4, 0.8]), points([(0, 0)], [0.9], "b")])
+    cells = pd.concat([points([(1, 0), (51, 0)]), points([(300, 0)], slide_id="c")])
+    matched, reached = counting.match_points(found.reset_index(drop=True), cells.reset_index(drop=True))
+    slides = pd.DataFrame({"slide_id": list("abcd"), "patient_id": list("1123")})
+    counts = counting.counts_at(matched, reached, 0.5, slides)
+    assert counts["patient_id"].tolist() == list("1123")
+    assert counts[["hits", "false_alarms", "missed"]].to_numpy().tolist() == [
+        [1, 1, 1],
+        [0, 1, 0],
+        [0, 0, 1],
+        [0, 0, 0],
+    ]
+    assert counting.f1(counts) == pytest.approx(2 / 6)
