@@ -475,6 +475,11 @@ def test_tiles_by_the_kernel(slide):
     viewer._live.say = said.append
     viewer._live._send_tiles(0, ["1/0/1", "0/3/2"])
     assert [list(m["t"]) for m in said] == [["1/0/1"], ["0/3/2"]]
+    viewer._live._send_tiles(
+        0, ["0/999/0", "0/3/2"]
+    )  # what cannot be read is answered too, or the page would wait
+    assert [m["t"].get("0/999/0", "") for m in said[2:]] == [None, ""]
+    assert "0/999/0" in viewer._live.error.value or "999" in viewer._live.error.value
     viewer.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ class _OnSlides(Rows):
         self.slides, self.gallery, self.colour_by = SlideSource(slides), gallery, colour_by
         self.viewer: SlideViewer | None = None
         self.slide_id: str | None = None
+        names = sorted(table[colour_by].astype(str).unique()) if colour_by else []
+        self.palette = {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(names)}  # the same on every slide
         self._pane: Any = None
         gallery.on_select(self._clicked)
 
@@ -42,7 +45,7 @@ class _OnSlides(Rows):
                 self.viewer.close()
             self.slide_id = str(row["slide_id"])
             here = self.table[self.table["slide_id"] == self.slide_id]
-            layer = Patches(here, name="patches", by=self.colour_by)
+            layer = Patches(here, name="patches", by=self.colour_by, colours=self.palette)
             self.viewer = SlideViewer(self.slides[self.slide_id], layers=[layer], height_px=380)
             self._outline()
             self.viewer.on_select(lambda rows: self.select(self._with_other_slides(rows)))
@@ -111,12 +114,10 @@ class EmbeddingExplorer(_OnSlides):
         if len(drawn) > MOST_POINTS:
             drawn = np.sort(np.random.default_rng(0).choice(drawn, MOST_POINTS, replace=False))
         self._drawn_rows = drawn
-        classes = sorted(table[colour].astype(str).unique()) if colour else [""]
-        self.palette = dict(zip(classes, PALETTE * (len(classes) // len(PALETTE) + 1), strict=False))
 
     def _colours(self, rows: NDArray[np.intp]) -> list[str]:
         names = self.table[self.colour].astype(str).iloc[rows] if self.colour else [""] * len(rows)
-        return [self.palette[n] for n in names]
+        return [self.palette.get(n, PALETTE[0]) for n in names]
 
     def _title(self) -> str:
         n, drawn = len(self.table), len(self._drawn_rows)
@@ -131,10 +132,12 @@ class EmbeddingExplorer(_OnSlides):
         chosen = self.table.index[self._drawn_rows].isin(self._chosen)
         for mask, alpha in ((~chosen, 0.25 if chosen.any() else 0.8), (chosen, 1.0)):
             rows = self._drawn_rows[mask]
-            axes.scatter(*self.xy[rows].T, c=self._colours(rows), s=8, alpha=alpha, linewidths=0)
+            size = 30 if len(self._drawn_rows) < 500 else 8
+            axes.scatter(*self.xy[rows].T, c=self._colours(rows), s=size, alpha=alpha, linewidths=0)
         for name, colour in self.palette.items():
-            axes.scatter([], [], c=colour, label=name or "patches")
-        axes.legend(fontsize=7, frameon=False)
+            axes.scatter([], [], c=colour, label=name)
+        if self.palette:
+            axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
         axes.set(xticks=[], yticks=[], title=self._title())
         _image(right, self.gallery.snapshot())
         return figure
@@ -642,23 +645,19 @@ class CaseBoard(Shown):
     def _drawn(self) -> Any:
         from matplotlib.figure import Figure
 
-        rows = -(-len(self.panes) // self.columns)
-        figure = Figure(figsize=(14, 4.4 * rows), layout="constrained")
-        if self.title:
-            figure.suptitle(self.title)
-        for part, (name, content) in zip(
-            np.ravel(figure.subfigures(rows, self.columns, squeeze=False)), self.panes.items(), strict=False
-        ):
+        texts = [_text(content) for content in self.panes.values()]
+        inches = [4.4 if text is None else 0.7 + 0.16 * len(text.splitlines()) for text in texts]
+        heights = [max(inches[i : i + self.columns]) for i in range(0, len(inches), self.columns)]
+        figure = Figure(figsize=(14, sum(heights) + 0.4), layout="constrained")
+        figure.suptitle(self.title)
+        parts = np.ravel(figure.subfigures(len(heights), self.columns, squeeze=False, height_ratios=heights))
+        for i, (part, (name, content)) in enumerate(zip(parts, self.panes.items(), strict=False)):
             part.suptitle(name, fontsize=10)
-            if isinstance(content, (str, pd.DataFrame)):
-                text = (
-                    content
-                    if isinstance(content, str)
-                    else content.to_string(index=False, max_rows=14, max_cols=7)
-                )
-                part.text(0.02, 0.88, text, va="top", family="monospace", fontsize=8)
-            else:
+            if texts[i] is None:
                 _image(part, content.snapshot())
+            else:
+                top = 1 - 0.45 / heights[i // self.columns]
+                part.text(0.02, top, texts[i], va="top", family="monospace", fontsize=8)
         return figure
 
     def _built(self) -> Any:
@@ -682,6 +681,17 @@ class CaseBoard(Shown):
             boxes, layout={"grid_template_columns": f"repeat({self.columns}, 1fr)", "grid_gap": "12px"}
         )
         return ipywidgets.VBox([ipywidgets.HTML(f"<h3>{self.title}</h3>"), grid]) if self.title else grid
+
+
+def _text(content: Any) -> str | None:
+    """A pane of words or numbers as lines that fit half a picture; None for a view."""
+    if isinstance(content, str):
+        return "\n".join(part for line in content.splitlines() for part in textwrap.wrap(line, 95) or [""])
+    if isinstance(content, pd.DataFrame):
+        return content.to_string(
+            index=False, max_rows=14, line_width=95, max_cols=10, float_format="{:.3g}".format
+        )
+    return None
 
 
 def _halves(figure: Any, widths: tuple[float, float]) -> tuple[Any, Any]:

@@ -88,7 +88,8 @@ class _Curve(Rows):
             axes.plot(*self.operating_point, "o", color="black", markersize=10, fillstyle="none")
         x, y = self.labels
         axes.set(xlabel=x, ylabel=y, xlim=self.x_range, ylim=(0, 1.03))
-        axes.set_title(f"{self.title}\n{self.line}", fontsize=9)
+        lines = [self.title, *self.line.split("; ")]
+        axes.set_title("\n".join(lines), fontsize=9)
         return figure
 
     def _built(self) -> Any:
@@ -128,7 +129,8 @@ class _Curve(Rows):
         return self._widget
 
     def _slid(self, change: Any) -> None:
-        if change["new"] != self._threshold:
+        near = 0.51 * self._slider.step  # the page rounds what it is told to a step, and tells
+        if self._threshold is None or abs(change["new"] - self._threshold) > near:
             self.threshold = change["new"]
 
     def _tapped(self, attr: str, old: list[int], new: list[int]) -> None:

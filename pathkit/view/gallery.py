@@ -194,7 +194,7 @@ class Gallery(Rows):
     def _heading(self) -> str:
         n = self.n_cols * self.n_rows
         order = f", by {self.by}" if self.by else ""
-        return f"{len(self.rows)} patches{order}, page {self.page + 1} of {max(1, -(-len(self.rows) // n))}"
+        return f"{_patches(len(self.rows))}{order}, page {self.page + 1} of {max(1, -(-len(self.rows) // n))}"
 
     def _drawn(self) -> Any:
         from matplotlib.figure import Figure
@@ -233,7 +233,7 @@ class Gallery(Rows):
         plot.axis.visible = plot.grid.visible = False
         self._images = ColumnDataSource({k: [] for k in ("image", "x", "y")})
         self._frames = ColumnDataSource({k: [] for k in ("x", "y", "caption", "slide")})
-        plot.image_rgba("image", x="x", y="y", dw=0.92, dh=0.78, source=self._images, origin="top_left")
+        plot.image_rgba("image", x="x", y="y", dw=0.92, dh=0.78, source=self._images)  # upright: y runs down
         frames = plot.rect(
             "x",
             "y",
@@ -256,6 +256,8 @@ class Gallery(Rows):
             text_baseline="bottom",
             text_font_size="11px",
         )
+        for tool in plot.toolbar.tools:
+            tool.renderers = [frames]  # the pictures would fade
         plot.add_tools(HoverTool(renderers=[frames], tooltips=[("slide", "@slide"), ("", "@caption")]))
         self._frames.selected.on_change("indices", self._tapped)
         self._line = ipywidgets.Label()
@@ -291,3 +293,7 @@ class Gallery(Rows):
             at = np.flatnonzero(self.shown.index.isin(self._chosen)).tolist()
             if sorted(self._frames.selected.indices) != at:
                 self._frames.selected.indices = at
+
+
+def _patches(n: int) -> str:
+    return "1 patch" if n == 1 else f"{n} patches"

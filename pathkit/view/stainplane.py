@@ -230,9 +230,7 @@ class StainPlane(Shown):
             )  # fmt: skip
             picture.axis.visible = picture.grid.visible = False
             self._images[name] = ColumnDataSource({"image": []})
-            picture.image_rgba(
-                "image", x=0, y=0, dw=width, dh=height, source=self._images[name], origin="top_left"
-            )
+            picture.image_rgba("image", x=0, y=0, dw=width, dh=height, source=self._images[name])
             shown.append(picture)
         self._line = ipywidgets.HTML()
         back = ipywidgets.Button(description="Start again", layout={"width": "110px"})

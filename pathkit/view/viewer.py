@@ -46,7 +46,7 @@ HOUSE = (
 )
 #: Icon and description of the buttons beside Bokeh's tools.
 ACTIONS = [
-    (f"data:image/svg+xml;utf8,{HOUSE}", "Whole slide (0; arrows move, + and - zoom)"),
+    (f"data:image/svg+xml;utf8,{HOUSE}", "Whole slide (0; arrows move, + and - zoom, f fills the screen)"),
     ("undo", "Undo the last drawing (Ctrl+Z)"),
 ]
 _pool = ThreadPoolExecutor(2, "pathkit-view")
@@ -444,7 +444,6 @@ class Figure:
             CustomAction,
             CustomJS,
             FreehandDrawTool,
-            FullscreenTool,
             LassoSelectTool,
             PanTool,
             PointDrawTool,
@@ -489,7 +488,6 @@ class Figure:
         style = {
             "line_color": {"field": "class", "transform": colours},
             "line_width": 2.5,
-            "level": "overlay",
         }
         fill = {"fill_color": {"field": "class", "transform": colours}, "fill_alpha": 0.12}
         areas: Any = plot.patches("xs", "ys", source=self.sources["areas"], **style, **fill)
@@ -497,12 +495,13 @@ class Figure:
         points = plot.scatter(
             "x", "y", size=13, marker="cross", source=self.sources["points"], **style, **fill
         )
-        corners = plot.scatter([], [], size=8, fill_color="white", line_color="black", level="overlay")
+        corners = plot.scatter([], [], size=8, fill_color="white", line_color="black")
         self.chosen = ColumnDataSource({"left": [], "right": [], "top": [], "bottom": []})
-        for width, colour in ((5, "#000000"), (2.5, "#ffe100")):  # seen on light and on dark tissue
-            plot.quad(
-                source=self.chosen, fill_color=None, line_color=colour, line_width=width, level="annotation"
-            )
+        outlines = [
+            plot.quad(source=self.chosen, fill_color=None, line_color=colour, line_width=width)
+            for width, colour in ((5, "#000000"), (2.5, "#ffe100"))  # seen on light and on dark tissue
+        ]
+        self.above = [areas, boxes, points, corners, *outlines]
         first = viewer.classes[0]
         self.draw_tools = [
             PolyDrawTool(renderers=[areas], empty_value=first, description="Draw a polygon (press)"),
@@ -514,7 +513,7 @@ class Figure:
         pan, wheel = PanTool(), WheelZoomTool()
         lasso = LassoSelectTool(renderers=[], continuous=False, description="Select by lasso")
         home, undo = (CustomAction(icon=icon, description=text) for icon, text in ACTIONS)
-        plot.add_tools(home, pan, wheel, lasso, *self.draw_tools, edit, undo, FullscreenTool())
+        plot.add_tools(home, pan, wheel, lasso, *self.draw_tools, edit, undo)
         plot.toolbar.active_drag, plot.toolbar.active_scroll, plot.toolbar.active_tap = pan, wheel, None
 
         spec = {
@@ -548,6 +547,8 @@ class Figure:
             tool = HoverTool(renderers=hovered[-1:], tooltips=layer.hover, visible=False)
             self.plot.add_tools(tool)
         layer.apply()
+        # Above all layers by their order: Bokeh's levels above "glyph" are drawn beyond the frame too.
+        self.plot.renderers = [r for r in self.plot.renderers if r not in self.above] + self.above
         self.quiet()
 
     def quiet(self) -> None:
@@ -641,6 +642,7 @@ class _Live:
                 tile = self.cache.get((number, key), partial(pyramid.render, level, x, y))
             except (SlideError, LookupError, OSError) as error:
                 self._report(error)
+                self.say({"k": "tiles", "s": number, "t": {key: None}})
                 continue
             self.say({"k": "tiles", "s": number, "t": {key: data_uri(tile, "jpeg")}})
 

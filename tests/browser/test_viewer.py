@@ -58,7 +58,7 @@ VIEWERS = "Bokeh.documents.flatMap(d => d.roots()).filter(r => r.pathkit).map(r 
 class Page:
     """A notebook that ran, and what its page did."""
 
-    def __init__(self, lab, browser, name, cells, viewers):
+    def __init__(self, lab, browser, name, cells, viewers, *, subshells=True):
         folder, self.address, token = lab
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
         cells = [new_code_cell(c) for c in cells]
@@ -72,6 +72,11 @@ class Page:
         self.page.goto(self.url)
         self.page.wait_for_selector(".jp-NotebookPanel-toolbar", timeout=90_000)
         self.page.wait_for_function(KERNEL, timeout=90_000)
+        if not subshells:  # as where the kernel has none: it hears nothing while a cell runs
+            self.page.evaluate(
+                "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.commsOverSubshells"
+                " = 'disabled'; }"
+            )
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
         self.ready(viewers)
 
@@ -455,6 +460,12 @@ def test_minimap_cross_hair_jump_home_and_pinch(linked):
         linked.page.wait_for_timeout(80)
     linked.page.wait_for_timeout(300)
     assert linked.js("v.scale") > 1.2 * before
+    linked.js("v.full.click()")
+    linked.page.wait_for_function(f"() => document.fullscreenElement && {VIEWERS}.at(0).frame.height > 1000")
+    assert linked.js(middle) == pytest.approx([4000, 1000], abs=2)
+    linked.page.wait_for_timeout(300)
+    linked.page.keyboard.press("f")
+    linked.page.wait_for_function(f"() => !document.fullscreenElement && {VIEWERS}.at(0).frame.height < 500")
     linked.js(
         "v.figure.toolbar.tools.find(t => t.description?.startsWith('Whole slide')).callback.execute(v.figure)"
     )
@@ -479,7 +490,7 @@ def test_a_page_that_is_loaded_again_shows_where_it_was(linked):
 
 def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_path):
     cell = "os.environ.pop(registry.FOLDER)\nslide = open_slide('slide.tif')\na = SlideViewer(slide, height_px=420)\na"
-    page = Page(lab, browser, "fallback", [SETUP, cell], 1)
+    page = Page(lab, browser, "fallback", [SETUP, cell], 1, subshells=False)
     assert page.js("v.tiles[0].source") == "kernel"
     assert "Tiles by the kernel" in page.js("v.line.textContent")
     page.python(f"a.go_to((2803, 1907), mpp={MPP})")
@@ -488,14 +499,21 @@ def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_pat
     truth = open_slide(slide_path).read_region((x, y), (320, 200), mpp=MPP * scale)
     assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
     assert page.tiles == []
-    page.page.evaluate(
-        "(run) => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.commsOverSubshells = 'disabled';"
-        " eval(run)('time.sleep(6)'); }",
-        RUN,
-    )
+    page.page.evaluate("(run) => { eval(run)('time.sleep(6)'); }", RUN)
     page.js("v.go(500, 400, 1)")
     line = f"() => {VIEWERS}.at(0).line.textContent.startsWith('{{}}')"
     page.page.wait_for_function(line.format("No tile for 3 s: the kernel is busy"), timeout=8000)
+    page.page.wait_for_function(line.format("Tiles by the kernel"), timeout=20_000)  # its cell has ended
+    page.sharp()
+    page.js(
+        "(() => { const t = v.tiles[0], answer = t.answer;"
+        " t.answer = (key) => { t.lost = key; t.answer = answer; }; })()"
+    )
+    page.js("v.go(5000, 4000, 1)")
+    page.page.wait_for_function(line.format("No tile for 3 s"), timeout=8000)
+    page.sharp(timeout=20_000)  # what was lost is asked for again
+    assert page.js("Boolean(v.tiles[0].lost)")
+    assert page.js("v.line.textContent") == "Tiles by the kernel"
     page.page.close()
     assert page.errors == []
     assert page.hosts == {"127.0.0.1"}

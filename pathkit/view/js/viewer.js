@@ -96,7 +96,7 @@ class Tiles {
         if (image && old != `${this.slide.levels - 1}/0/0`) image.close(), this.tiles.delete(old);
       }
     } catch (error) {
-      setTimeout(() => (this.tiles.delete(key), this.view.request_paint()), 500);
+      setTimeout(() => (this.tiles.delete(key), this.view.request_paint()), error.cause?.wait ?? 500);
     }
     clearTimeout(late);
     this.busy--;
@@ -116,26 +116,33 @@ class Tiles {
   }
 
   from_kernel(key) {
-    if (!this.unsent.length) setTimeout(() => this.viewer.send({ k: "tiles", s: this.number, t: this.unsent.splice(0) }), 5);
-    this.unsent.push(key);
-    return new Promise((got) => this.asked.set(key, got));
+    const ask = () => {
+      if (!this.unsent.length) setTimeout(() => this.viewer.send({ k: "tiles", s: this.number, t: this.unsent.splice(0) }), 5);
+      this.unsent.push(key);
+    };
+    ask(); // and again: a message may be lost, when the kernel's comms were away
+    return new Promise((got, failed) => this.asked.set(key, { got, failed, again: setInterval(ask, 10_000) }));
   }
 
   async answer(key, uri) {
-    const got = this.asked.get(key);
+    const { got, failed, again } = this.asked.get(key) ?? {};
     this.asked.delete(key);
-    got?.(await (await fetch(uri)).blob());
+    clearInterval(again);
+    if (uri) got?.(await (await fetch(uri)).blob());
+    else failed?.(new Error(`tile ${key} cannot be read`, { cause: { wait: 10_000 } })); // Python has said why
   }
 }
 
 const STYLE = `
 .pk { position: absolute; font: 12px/1.5 system-ui, sans-serif; color: #111; pointer-events: none; text-shadow: 0 0 3px #fff, 0 0 3px #fff; }
 .pk-box { background: rgb(255 255 255 / 82%); border-radius: 3px; padding: 0 6px; text-shadow: none; white-space: nowrap; }
-.pk-bar { border: solid #111; border-width: 0 2px 3px; text-align: center; white-space: nowrap; height: 20px; box-shadow: 0 2px 0 #fff; }
+.pk-bar { border: solid #111; border-width: 0 2px 3px; text-align: center; white-space: nowrap; height: 20px; box-shadow: 0 2px 0 #fff; background: rgb(255 255 255 / 70%); }
 .pk-map { border: 1px solid #555; background: #fff center/100% 100%; pointer-events: auto; cursor: crosshair; overflow: hidden; }
 .pk-map div { position: absolute; border: 2px solid #d55e00; box-sizing: border-box; min-width: 5px; min-height: 5px; }
+.pk-full { pointer-events: auto; cursor: pointer; }
 .pk-line { background: #d55e00; opacity: 0.8; }
 .pk-swipe { width: 14px; margin-left: -7px; pointer-events: auto; cursor: ew-resize; background: linear-gradient(90deg, transparent 6px, #111 6px 8px, transparent 8px); }`;
+const CORNERS = '<svg width="12" height="12" style="vertical-align:-1px"><path d="M1 4V1h3M8 1h3v3M11 8v3H8M4 11H1V8" fill="none" stroke="#111" stroke-width="1.6"/></svg>';
 const HELP = {
   server: "", page: "",
   kernel: "Tiles by the kernel",
@@ -163,7 +170,8 @@ class Viewer {
     const make = (name, parent = root) => parent.appendChild(Object.assign(document.createElement("div"), { className: name }));
     Object.assign(this, { bar: make("pk pk-bar"), readout: make("pk pk-box pk-readout"), line: make("pk pk-box pk-status") });
     this.lines = { x: make("pk pk-line"), y: make("pk pk-line") };
-    Object.assign(this, { swipe: make("pk pk-swipe"), map: make("pk pk-map") });
+    Object.assign(this, { swipe: make("pk pk-swipe"), map: make("pk pk-map"), full: make("pk pk-box pk-full") });
+    Object.assign(this.full, { innerHTML: CORNERS, title: "Full screen (f)", onclick: () => this.fill() });
     this.here = make("", this.map);
     this.map.style.backgroundImage = `url(${spec.thumbnail})`;
     this.line.hidden = this.swipe.hidden = true;
@@ -265,7 +273,8 @@ class Viewer {
     const n = (v) => Math.round(v).toLocaleString("en");
     const cursor = isFinite(this.x) ? ` · x ${n(this.x)}, y ${n(this.y)} px${mpp ? ` · ${n(this.x * mpp)}, ${n(this.y * mpp)} µm` : ""}` : "";
     this.readout.textContent = `${power} · level ${this.tiles[0].level ?? "–"}${cursor}`;
-    place(this.readout, { right: `${this.plot.bbox.width - left - width + 8}px`, top: `${top + height - 28}px` });
+    place(this.readout, { right: `${this.plot.bbox.width - left - width + 40}px`, top: `${top + height - 28}px` });
+    place(this.full, { right: `${this.plot.bbox.width - left - width + 8}px`, top: `${top + height - 28}px` });
     place(this.line, { left: `${left + 8}px`, top: `${top + 8}px`, maxWidth: `${width - 200}px`, whiteSpace: "normal" });
     const [w, h] = slides[0].size, side = 140 / Math.max(w, h), whole = (this.xr.start > 0 || this.xr.end < w || this.yr.end > 0 || this.yr.start < h);
     this.map.hidden = !whole;
@@ -314,6 +323,7 @@ class Viewer {
       if (e.key in steps) this.go(x + steps[e.key][0] * far * this.frame.width, y + steps[e.key][1] * far * this.frame.height);
       else if ("+=-_".includes(e.key)) this.go(x, y, this.scale * ("+=".includes(e.key) ? 1.5 : 1 / 1.5));
       else if (e.key == "0" || e.key == "Home") this.home();
+      else if (e.key == "f") this.fill();
       else return;
       e.preventDefault(), e.stopPropagation();
     });
@@ -325,6 +335,8 @@ class Viewer {
     this.drew = setTimeout(() => this.send({ k: "drawn", d: Object.fromEntries(Object.entries(this.drawn).map(([kind, source]) =>
       [kind, Object.fromEntries(source.columns().map((name) => [name, column(source, name)]))])) }), 150);
   }
+
+  fill() { document.fullscreenElement ? document.exitFullscreen() : this.plot.el.requestFullscreen(); }
 
   undo() { this.send({ k: "undo" }); }
 
