@@ -115,8 +115,9 @@ class OrdinalHead(nn.Module):
         if n_classes < 2:
             raise ValueError(f"OrdinalHead: an order needs two or more classes, got {n_classes}.")
         self.score = nn.Linear(n_in, 1, bias=False)
-        self.first = nn.Parameter(torch.tensor([1.0 - n_classes / 2]))
-        self.steps = nn.Parameter(torch.full((n_classes - 2,), 0.5413))  # softplus of it is 1
+        # Cuts start 3 apart, so that a class in the middle can have more than half of the probability from the first step on.
+        self.first = nn.Parameter(torch.tensor([3.0 * (1 - n_classes / 2)]))
+        self.steps = nn.Parameter(torch.full((n_classes - 2,), 2.9489))  # softplus of it is 3
 
     @property
     def cuts(self) -> Tensor:

@@ -216,7 +216,7 @@ class GradingBoard(Rows):
         )
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
         cuts = ", ".join(f"{k.replace('_', ' ')} {v:.0%}" for k, v in self.cut_offs.items())
-        axes.set_title(f"At {cuts}: quadratic kappa with {self._agreement()}", fontsize=9, loc="left")
+        axes.set_title(f"At {cuts}: quadratic kappa with\n{self._agreement()}", fontsize=8, loc="left")
         return figure
 
     # Live ------------------------------------------------------------------------------------------------------
