@@ -158,6 +158,14 @@ def store(run: Run, path: Path) -> None:
     partial = path.with_suffix(".partial")
     nbformat.write(notebook, partial)
     partial.replace(path)
+    readme = ROOT / "README.md"
+    readme.write_text(with_run_time(readme.read_text(), path.name, run))
+
+
+def with_run_time(table: str, name: str, run: Run) -> str:
+    """The README with the measured time and memory in the last column of a notebook's row."""
+    row = re.compile(rf"^(\|.*\(notebooks/{re.escape(name)}\).*\|)[^|\n]*\|$", re.MULTILINE)
+    return row.sub(rf"\g<1> {run.seconds:.0f} s, {run.peak_mb / 1024:.1f} GB |", table)
 
 
 def is_current(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nbformat
 import pytest
-from execute import cells_digest, execute, series
+from execute import Run, cells_digest, execute, series, with_run_time
 
 NOTEBOOKS = series()
 LIMIT_MB = 2048
@@ -63,3 +63,9 @@ def test_it_has_the_shape_of_the_series(path):
     solutions = [c for c in cells if "solution" in tags(c)]
     assert all(c.metadata.get("jupyter", {}).get("source_hidden") for c in solutions)
     assert all("assert" in c.source for c in solutions)
+
+
+def test_the_readme_gets_the_measured_time_in_the_row_of_the_notebook_alone():
+    before = "| [a](notebooks/01_a.ipynb) | x | 9 s, 1.0 GB |\n| [b](notebooks/02_b.ipynb) | y | in its header |\n"
+    after = with_run_time(before, "02_b.ipynb", Run(None, 61.6, 1536))
+    assert after == before.replace("in its header", "62 s, 1.5 GB")
