@@ -171,7 +171,7 @@ def random_site(rng: np.random.Generator, mpp: float) -> Site:
         ),
         white=(float(white[0]), float(white[1]), float(white[2])),
         mpp=mpp,
-        blur_um=float(rng.uniform(0.15, 0.8)),
+        blur_um=float(rng.uniform(0.12, 0.5)),
         sharpen=float(rng.uniform(0, 1.5)),
         gamma=float(rng.uniform(0.85, 1.15)),
         noise=float(rng.uniform(0.5, 4.0)),
