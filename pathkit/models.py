@@ -25,6 +25,7 @@ __all__ = [
     "OrdinalHead",
     "PatchClassifier",
     "SmallCNN",
+    "cpu_computes_bf16",
     "keep_memory",
     "load_model",
     "model_digest",
@@ -244,6 +245,12 @@ def model_digest(model: nn.Module) -> str:
         # In the order of the indices, however the memory is laid out.
         digest.update(value.detach().cpu().reshape(-1).clone().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16; where it only imitates them, float32 is faster."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known and known())
 
 
 def keep_memory() -> bool:

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from pathkit.files import replacing, write_text
 from pathkit.geometry import Raster
-from pathkit.models import keep_memory, model_digest
+from pathkit.models import cpu_computes_bf16, keep_memory, model_digest
 from pathkit.objects import climb, morphology
 from pathkit.slide import Slide
 from pathkit.tables import read_table, write_table
@@ -242,6 +242,7 @@ def fit_segmenter(
     """
     _check_fields(model, images, instances, classes, crop_px)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = device.type == "cuda" or cpu_computes_bf16()
     if device.type == "cpu":
         keep_memory()
     model.mpp, model.width_px = float(mpp), _usual_width(instances)
@@ -259,7 +260,7 @@ def fit_segmenter(
             losses = []
             for rows in np.array_split(rng.permutation(len(images)), steps):
                 x, y, k = _crops(pixels, wanted, kinds, rows, crop_px, rng, device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     out = model(
                         standardised(_recoloured(x, rng)).contiguous(memory_format=torch.channels_last)
                     )
@@ -478,6 +479,7 @@ def segment(
     mpp: float | None,
     turns: int = 1,
     threshold: float = 0.5,
+    least_drop: float = 0.03,
 ) -> Found:
     """Objects of a field.
 
@@ -491,7 +493,7 @@ def segment(
         at several sizes, and the one kept at which objects have the width that the model knows.
     turns : int
         As `object_maps`.
-    threshold : float
+    threshold, least_drop : float
         As `separated`.
 
     Raises
@@ -501,9 +503,9 @@ def segment(
     """
     width = _trained(model)[1]
     if mpp is None:
-        return _at_best_scale(model, rgb, turns, threshold)
+        return _at_best_scale(model, rgb, turns, threshold, least_drop)
     _warn_of_mpp(model, mpp, "the field")
-    return _found(model, object_maps(model, rgb, turns=turns), width, threshold)
+    return _found(model, object_maps(model, rgb, turns=turns), width, threshold, least_drop)
 
 
 def _trained(model: Segmenter) -> tuple[float, float]:
@@ -522,8 +524,10 @@ def _warn_of_mpp(model: Segmenter, mpp: float, what: str) -> None:
         )
 
 
-def _found(model: Segmenter, maps: NDArray[np.uint8], width: float, threshold: float) -> Found:
-    labels, summits = separated(maps, width_px=width, threshold=threshold)
+def _found(
+    model: Segmenter, maps: NDArray[np.uint8], width: float, threshold: float, least_drop: float
+) -> Found:
+    labels, summits = separated(maps, width_px=width, threshold=threshold, least_drop=least_drop)
     names, scores = _described(model.classes, maps, labels, len(summits))
     ids = range(1, len(summits) + 1)
     return Found(labels, dict(zip(ids, names, strict=True)), dict(zip(ids, scores.tolist(), strict=True)))
@@ -543,7 +547,9 @@ def _described(
     return [classes[k] for k in winner], means[0]
 
 
-def _at_best_scale(model: Segmenter, rgb: NDArray[np.uint8], turns: int, threshold: float) -> Found:
+def _at_best_scale(
+    model: Segmenter, rgb: NDArray[np.uint8], turns: int, threshold: float, least_drop: float
+) -> Found:
     """The picture at several sizes; kept is the one whose objects are of the size that the model knows."""
     import cv2
 
@@ -556,7 +562,7 @@ def _at_best_scale(model: Segmenter, rgb: NDArray[np.uint8], turns: int, thresho
         )
         maps = object_maps(model, small, turns=turns)
         maps = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
-        found = _found(model, maps, known / scale, threshold)
+        found = _found(model, maps, known / scale, threshold, least_drop)
         there = _width(np.bincount(found.labels.ravel())[1:])
         if there is not None and abs(np.log(there * scale / known)) < apart:
             best, apart = found, abs(np.log(there * scale / known))

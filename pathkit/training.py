@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pathkit.models import PatchClassifier, keep_memory, patch_classifier
+from pathkit.models import PatchClassifier, cpu_computes_bf16, keep_memory, patch_classifier
 from pathkit.patches import MEMORY_BUDGET_GB, SlideSource, encode_labels, read_all
 from pathkit.stain import HED, remix
 
@@ -191,7 +191,7 @@ def fit(
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f'fit: precision is "auto", "bf16" or "fp32", got {precision!r}.')
     on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
-    bf16 = precision == "bf16" or (precision == "auto" and (not on_cpu or _cpu_computes_bf16()))
+    bf16 = precision == "bf16" or (precision == "auto" and (not on_cpu or cpu_computes_bf16()))
     size_px, mpp = _one_field_of_view(train, val)
     train_labels = encode_labels(train, label, model.classes)[1]
     val_labels = encode_labels(val, label, model.classes)[1]
@@ -502,12 +502,6 @@ class _quiet:
         self._warnings.__exit__(*exception)
         for logger, level in zip(self._loggers, self._levels, strict=True):
             logger.setLevel(level)
-
-
-def _cpu_computes_bf16() -> bool:
-    """Whether it has instructions for bfloat16; where it only imitates them, float32 is faster."""
-    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(known and known())
 
 
 def _state_to_resume(folder: Path, settings: dict[str, Any], resume: bool) -> Path | None:

@@ -102,6 +102,15 @@ def test_learns_discs_and_their_class(learnt):
     assert right / total > 0.8
 
 
+def test_the_more_a_summit_must_stand_out_the_fewer_there_are_on_the_same_pixels(learnt):
+    rgb, _ = discs(101)
+    found = [segment(learnt, rgb, mpp=0.5, least_drop=drop).labels for drop in (0.0, 0.03, 0.3, 0.9)]
+    numbers = [labels.max() for labels in found]
+    assert numbers == sorted(numbers, reverse=True)
+    assert numbers[-1] < numbers[0]
+    assert ((found[-1] > 0) >= (found[1] > 0)).all()
+
+
 def test_saved_and_loaded_gives_the_same(learnt, tmp_path):
     other = load_segmenter(save_segmenter(learnt, tmp_path / "model.pt"))
     rgb, _ = discs(7)
