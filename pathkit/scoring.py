@@ -5,8 +5,10 @@ Decisions
 * A cell is its nucleus and a ring around it. Nuclear markers (Ki-67, ER, PR) are the mean diaminobenzidine of the nucleus;
   membrane markers (HER2, PD-L1) are read in sectors of the ring: how many of them are stained (completeness), and how
   strongly (intensity).
-* Levels 0 to 3 follow from optical densities by three cut-offs. They belong to a laboratory's stain: fit them, or move the
-  sliders of `view.StainBoard` and watch.
+* Levels 0 to 3 follow from optical densities by three cut-offs. They belong to a laboratory's stain: fit them to cells whose
+  level readers gave (`fit_cuts`), of patients that are not scored after, or move the sliders of `view.StainBoard` and watch.
+* A negative cell beside a positive one has some of its neighbour's brown in its ring: whether a membrane is its own is told
+  by how many sectors are stained, not by the strongest.
 * Scores are computed of levels, never of pixels, so that each rule can be read beside its guideline.
 """
 
@@ -32,6 +34,7 @@ __all__ = [
     "bland_altman",
     "cells",
     "cps",
+    "fit_cuts",
     "h_score",
     "her2_score",
     "hot_spot",
@@ -42,7 +45,7 @@ __all__ = [
 ]
 
 #: Optical density of diaminobenzidine from which on a nucleus (its mean) is weakly, moderately and strongly stained, and
-#: from which on a membrane (its stained sectors) is.
+#: from which on a membrane (its stained sectors) is. A start for the eye; `fit_cuts` gives those of a laboratory.
 CUTS = (0.15, 0.36, 0.57)
 MEMBRANE_CUTS = (0.15, 0.40, 0.75)
 SECTORS = 16
@@ -147,6 +150,60 @@ def levels(density: ArrayLike, cuts: Sequence[float] = CUTS) -> NDArray[np.int64
     if len(cuts) != 3 or not cuts[0] < cuts[1] < cuts[2]:
         raise ValueError(f"levels: three ascending cut-offs (weak, moderate, strong), got {tuple(cuts)}.")
     return np.searchsorted(np.asarray(cuts, float), np.asarray(density, float), side="right")
+
+
+def fit_cuts(value: ArrayLike, level: ArrayLike, *, n: int = 3) -> tuple[float, ...]:
+    """The cut-offs by which cells come nearest to the levels that readers gave them.
+
+    They have the least mean absolute difference between the level read and the level cut. Each is the best border between
+    "below level k" and "k or more", and these borders ascend of themselves.
+
+    Parameters
+    ----------
+    value : (N,) float
+        Optical densities, or any other measurement that grows with the level (completeness).
+    level : (N,) int
+        0 to `n`, of the same cells.
+    n : int
+        Number of cut-offs; 1 parts negative from positive.
+
+    Returns
+    -------
+    (n,) tuple of float
+        Half way between two cells' values; a value at or above it has the level.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a value is missing, a level is out of range, or a level has no cells.
+    """
+    values, read = np.asarray(value, float), np.asarray(level)
+    if values.ndim != 1 or values.shape != read.shape or not np.isfinite(values).all():
+        raise ValueError(
+            f"fit_cuts: one finite value and one level a cell, got {values.shape} and {read.shape}."
+        )
+    lacking = sorted(set(range(n + 1)) - set(read.tolist()))
+    if lacking or not np.isin(read, range(n + 1)).all():
+        raise ValueError(
+            f"fit_cuts: cells of each level 0 to {n}, got {sorted(set(read.tolist()))}. Take more patients, or a smaller n."
+        )
+    at, start = np.unique(np.sort(values), return_index=True)
+    sorted_levels = read[np.argsort(values, kind="stable")]
+    cuts = [_border(at, start, sorted_levels >= k) for k in range(1, n + 1)]
+    for k in range(1, n):  # levels that cannot be told apart share a border; cut-offs must ascend
+        cuts[k] = max(cuts[k], float(np.nextafter(cuts[k - 1], np.inf)))
+    return tuple(cuts)
+
+
+def _border(at: NDArray[np.float64], start: NDArray[np.int64], above: NDArray[np.bool_]) -> float:
+    """The border with the fewest cells on the wrong side, `above` being in the order of the values `at`."""
+    below_wrong = np.append(0, np.cumsum(above))  # positives among the first i
+    above_wrong = (~above).sum() - np.append(0, np.cumsum(~above))
+    wrong = (below_wrong + above_wrong)[np.append(start, len(above))]
+    i = int(wrong.argmin())
+    if i == len(at):
+        return float(np.nextafter(at[-1], np.inf))
+    return float(at[0] if i == 0 else (at[i - 1] + at[i]) / 2)
 
 
 def _levels_of(level: ArrayLike, who: str) -> NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from pathkit.scoring import (
     bland_altman,
     cells,
     cps,
+    fit_cuts,
     h_score,
     her2_score,
     hot_spot,
@@ -130,6 +133,32 @@ def test_pale_and_brown_nuclei_are_found_alike():
     assert (levels(found["dab"], (0.12, 0.36, 0.6)) == [0, 1, 2, 3]).all()
 
 
+def test_fitted_cuts_part_what_can_be_parted():
+    cuts = fit_cuts([0.1, 0.2, 0.3, 0.5, 0.6, 0.9], [0, 0, 1, 2, 2, 3])
+    assert cuts == pytest.approx((0.25, 0.4, 0.75))
+    assert levels([0.1, 0.2, 0.3, 0.5, 0.6, 0.9], cuts).tolist() == [0, 0, 1, 2, 2, 3]
+    assert fit_cuts([0.0, 0.2, 0.4, 0.9], [0, 1, 0, 1], n=1) == pytest.approx(
+        (0.1,)
+    )  # the lower of two equal ones
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_other_cuts_come_nearer_to_the_levels_read(seed):
+    rng = np.random.default_rng(seed)
+    level = np.append(rng.integers(0, 4, 30), [0, 1, 2, 3])
+    value = np.round(0.3 * level + rng.normal(0, 0.3, len(level)), 1)  # with many ties
+    cuts = fit_cuts(value, level)
+    borders = np.append(np.unique(value), value.max() + 1)
+    least = min(
+        np.abs(np.searchsorted(some, value, side="right") - level).mean()
+        for some in itertools.combinations_with_replacement(borders, 3)
+    )
+    assert np.abs(levels(value, cuts) - level).mean() == pytest.approx(least)
+    assert np.abs(levels(value * 2 + 1, fit_cuts(value * 2 + 1, level)) - level).mean() == pytest.approx(
+        least
+    )
+
+
 def test_icc_is_that_of_shrout_and_fleiss():
     ratings = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
     assert icc(ratings) == pytest.approx(0.29, abs=0.005)  # their table 4
@@ -150,6 +179,10 @@ def test_bad_input_names_the_way_out():
         allred([0.2, 0.7])
     with pytest.raises(ValueError, match="three ascending"):
         levels([0.1], (0.3, 0.2, 0.5))
+    with pytest.raises(ValueError, match="Take more patients"):
+        fit_cuts([0.1, 0.2], [0, 2])
+    with pytest.raises(ValueError, match="one finite value and one level"):
+        fit_cuts([0.1, np.nan], [0, 1], n=1)
     with pytest.raises(ValueError, match="two or more pairs"):
         bland_altman([1], [2])
     assert levels([0.0, 0.2, 0.5, 0.9], (0.2, 0.5, 0.9)).tolist() == [0, 1, 2, 3]
