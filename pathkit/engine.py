@@ -176,6 +176,7 @@ _THREADS = {"started": False, "lost": False}
 
 
 def _after_fork() -> None:
+    torch.set_num_threads(1)  # its pool of threads is the parent's as well: a child that waited for it would wait for ever
     if _THREADS["started"]:
         _THREADS["lost"] = True
         # Taking OpenVINO's objects down would wait for the same threads: the child keeps them until it ends.
@@ -191,8 +192,6 @@ if hasattr(os, "register_at_fork"):
 
 def _chosen(network: nn.Module, sample: RGB, asked: str) -> Engine:
     """The first candidate that agrees."""
-    if _THREADS["lost"]:
-        torch.set_num_threads(1)  # its pool of threads is the parent's as well
     sample = sample[:N_COMPARED]
     refused: list[str] = []
     candidates = _candidates(network, sample, asked)
