@@ -140,3 +140,20 @@ def test_a_picture_for_a_notebook_is_smaller_and_looks_the_same():
     assert before.shape == after.shape
     assert np.abs(before - after).mean() < 8
     assert len(stored) < 0.5 * len(whole)
+
+
+def test_small_pictures_keep_the_colours_of_small_marks():
+    from pathkit.view.picture import small
+
+    rng = np.random.default_rng(0)
+    pixels = (
+        (rng.normal(0, 25, (300, 400, 3)) + [200, 120, 180]).clip(0, 255).astype(np.uint8)
+    )  # tissue, more or less
+    colours = np.array([[0, 114, 178], [0, 158, 115], [213, 94, 0], [230, 159, 0]])
+    for i, colour in enumerate(colours):
+        pixels[10:16, 20 * i : 20 * i + 6] = colour
+    stored = io.BytesIO()
+    Image.fromarray(pixels).save(stored, "PNG")
+    kept = np.asarray(Image.open(io.BytesIO(small(stored.getvalue()))).convert("RGB")).astype(int)
+    assert np.abs(kept[12, 2:82:20] - colours).max() < 24
+    assert len(small(stored.getvalue())) < len(stored.getvalue()) / 2
