@@ -151,6 +151,8 @@ def store(run: Run, path: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+            for output in cell.outputs:
+                shorten(output)
     notebook.metadata.pop("widgets", None)
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata.language_info = {"name": "python"}
@@ -160,6 +162,12 @@ def store(run: Run, path: Path) -> None:
     partial.replace(path)
     readme = ROOT / "README.md"
     readme.write_text(with_run_time(readme.read_text(), path.name, run))
+
+
+def shorten(output: Any) -> None:
+    """Of an error keep the message alone: the way to it runs through folders of this machine."""
+    if output.output_type == "error":
+        output.traceback = output.traceback[-1:]
 
 
 def with_run_time(table: str, name: str, run: Run) -> str:

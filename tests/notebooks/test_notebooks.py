@@ -37,6 +37,7 @@ def test_its_stored_outputs_are_those_of_its_cells(path):
     outputs = [(o, tags(c)) for c in code_cells(notebook) for o in c.outputs]
     assert not [o for o, t in outputs if o.output_type == "error" and "raises-exception" not in t]
     assert any("image/png" in o.get("data", {}) for o, _ in outputs)
+    assert all(len(o.traceback) == 1 for o, _ in outputs if o.output_type == "error")  # no folder of a machine
     assert path.stat().st_size < LIMIT_BYTES
 
 
