@@ -27,7 +27,7 @@ notebooks: $(INSTALLED) demo  ## execute the notebooks that changed and store th
 	$(BIN)/python tests/notebooks/execute.py $(if $(FORCE),--force)
 
 test: $(INSTALLED) demo  ## run all tests; browser tests are skipped where Chromium is absent
-	@echo "== Testing (about 6 minutes on two cores; pytest options in ARGS)"
+	@echo "== Testing (about 25 minutes on two cores, most of it the notebooks; pytest options in ARGS)"
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(INSTALLED)  ## ruff, import layers, types
