@@ -156,10 +156,9 @@ def hard_examples(
     """
     if n < 1:
         raise ValueError(f"hard_examples: n must be at least 1, got {n}.")
-    encode_labels(patches, label, model.classes)
+    own = encode_labels(patches, label, model.classes)[1]
     predicted = predict_patches(model, patches, slides, progress=progress)
     columns = [f"p_{name}" for name in model.classes]
-    own = patches[label].map(dict(zip(model.classes, range(len(columns)), strict=True))).to_numpy(int)
     p_label = predicted[columns].to_numpy()[np.arange(len(patches)), own]
     return patches.assign(p_label=p_label).nsmallest(n, "p_label")
 
