@@ -27,9 +27,9 @@ SIZE, MPP = 256, 0.5
 def alone(engine, n, batch):
     """Seconds for n patches of random pixels that lie on the device."""
     pixels = torch.randint(0, 256, (batch, SIZE, SIZE, 3), dtype=torch.uint8, device="cuda")
-    engine.start(pixels)()
+    engine.start((pixels, None))()
     start = time.perf_counter()
-    waiting = [engine.start(pixels) for _ in range(n // batch)]
+    waiting = [engine.start((pixels, None)) for _ in range(n // batch)]
     waiting[-1]()
     return time.perf_counter() - start
 

@@ -39,6 +39,7 @@ __all__ = ["Engine", "EngineError", "open_engine", "release_memory"]
 
 RGB: TypeAlias = NDArray[np.uint8]
 Output: TypeAlias = NDArray[np.float32]
+Recolour: TypeAlias = Callable[[Any], Any]
 
 #: Greatest difference of a probability from that of torch in float32.
 PROBABILITY_TOLERANCE = 0.02
@@ -85,9 +86,16 @@ class Engine(ABC):
         """(N, H, W, 3) uint8 to float32, one row a patch."""
         return self.start(self.prepare(pixels))()
 
-    def prepare(self, pixels: RGB) -> Any:
-        """What `start` takes; may be called in the thread that reads."""
-        return pixels
+    def prepare(self, pixels: RGB, recolour: Recolour | None = None) -> Any:
+        """What `start` takes; may be called in the thread that reads.
+
+        Parameters
+        ----------
+        pixels : (N, H, W, 3) uint8
+        recolour : callable, optional
+            Changes their colours, in place or not, such as a stain normaliser; on the device where that is not the CPU.
+        """
+        return pixels if recolour is None else recolour(pixels)
 
     @abstractmethod
     def start(self, prepared: Any) -> Callable[[], Output]:
@@ -296,17 +304,20 @@ class _TorchEngine(Engine):
         self.batch_size = 32 if here else 256
         self.queues = not here
 
-    def prepare(self, pixels: RGB) -> Any:
+    def prepare(self, pixels: RGB, recolour: Recolour | None = None) -> Any:
         """A tensor; on its way to a GPU in memory from which it is copied while the network works."""
-        batch = torch.from_numpy(pixels)
-        return batch if self._device.type == "cpu" else batch.pin_memory()
+        if self._device.type == "cpu":
+            return torch.from_numpy(pixels if recolour is None else recolour(pixels)), None
+        return torch.from_numpy(pixels).pin_memory(), recolour
 
-    def start(self, prepared: Tensor) -> Callable[[], Output]:
-        with torch.inference_mode(), self._precision():
-            outputs = []
-            for batch in prepared.split(self.batch_size):
-                batch = batch.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-                outputs.append(self._network(batch).float())
+    def start(self, prepared: tuple[Tensor, Recolour | None]) -> Callable[[], Output]:
+        pixels, recolour = prepared
+        with torch.inference_mode():
+            # Bytes cross to the device at once, (N, H, W, 3); from there on all is done there.
+            batch = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = batch if recolour is None else recolour(batch)
+            with self._precision():
+                outputs = [self._network(part).float() for part in batch.split(self.batch_size)]
             output = torch.cat(outputs)
         if self._device.type == "cpu":
             return output.numpy

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["check_same", "replacing", "write_text"]
+
+
+def check_same(what: str, path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with, or to give back, what was made with other settings.
+
+    Raises
+    ------
+    ValueError
+        Naming the first setting of `now` that `path` (which holds `what`, made as `before` says) does not share.
+    """
+    changed = [k for k, v in now.items() if before.get(k) != v]
+    if changed:
+        k = changed[0]
+        raise ValueError(
+            f"{path.name}: holds {what} with {k} = {before.get(k)}, asked for {k} = {now[k]}. Remove it, or give another"
+            " out=..."
+        )
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from shapely.geometry.base import BaseGeometry
 
 from pathkit.files import replacing
 
-__all__ = ["Box", "Frames", "Raster"]
+__all__ = ["Box", "BoxMeans", "Frames", "Raster"]
 
 Frame = str | int
 T = TypeVar("T")
@@ -264,20 +264,11 @@ class Raster:
         (N,) float64
             NaN for a box without any known area.
         """
-        if self.values.ndim != 2:
-            raise ValueError(f"Raster.mean_in: needs a (H, W) raster, this one is {self.values.shape}.")
-        boxes = np.asarray(boxes_um, dtype=float).reshape(-1, 4)
-        values = self.values.astype(np.float64)
-        known = np.isfinite(values)
-        x0, y0 = ((boxes[:, :2] - self.origin_um) / self.mpp).T
-        x1, y1 = ((boxes[:, :2] + boxes[:, 2:] - self.origin_um) / self.mpp).T
-        total = _box_sums(np.where(known, values, 0.0), x0, y0, x1, y1)
-        area = _box_sums(known.astype(np.float64), x0, y0, x1, y1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if outside is None:
-                return np.where(area > 1e-9, total / area, np.nan)
-            whole = (x1 - x0) * (y1 - y0)
-            return (total + outside * (whole - area)) / whole
+        return self.box_means()(boxes_um, outside=outside)
+
+    def box_means(self) -> BoxMeans:
+        """`mean_in` for many calls: the sums that it needs are made once, of the values as they are now."""
+        return BoxMeans(self)
 
     def save(self, path: str | Path) -> Path:
         """Write to a compressed ``.npz``; `Raster.load` reads it back."""
@@ -310,18 +301,69 @@ class Raster:
             return cls(stored["values"], float(stored["mpp"]), (x, y), attrs)
 
 
-def _box_sums(values: NDArray[np.float64], x0: Any, y0: Any, x1: Any, y1: Any) -> NDArray[np.float64]:
+class BoxMeans:
+    """Area-weighted means of a raster in boxes; made by `Raster.box_means`, called as `Raster.mean_in`.
+
+    A mask's sums are whole numbers of 4 bytes a pixel, so that the mask of a very large slide does not fill the memory;
+    other rasters take 16.
+    """
+
+    def __init__(self, raster: Raster):
+        if raster.values.ndim != 2:
+            raise ValueError(f"Raster.mean_in: needs a (H, W) raster, this one is {raster.values.shape}.")
+        self._mpp, self._origin_um, values = raster.mpp, raster.origin_um, raster.values
+        self._shape = values.shape
+        self._known: NDArray[Any] | None = None
+        if values.dtype == bool and values.size < 2**32:
+            self._total = _summed(values, np.uint32)
+            return
+        values = values.astype(np.float64)
+        known = np.isfinite(values)
+        if not known.all():
+            self._known = _summed(known, np.uint32 if known.size < 2**32 else np.float64)
+        self._total = _summed(np.where(known, values, 0.0), np.float64)
+
+    def __call__(self, boxes_um: ArrayLike, *, outside: float | None = None) -> NDArray[np.float64]:
+        """As `Raster.mean_in`."""
+        boxes = np.asarray(boxes_um, dtype=float).reshape(-1, 4)
+        x0, y0 = ((boxes[:, :2] - self._origin_um) / self._mpp).T
+        x1, y1 = ((boxes[:, :2] + boxes[:, 2:] - self._origin_um) / self._mpp).T
+        total = _box_sums(self._total, x0, y0, x1, y1)
+        if self._known is None:
+            (rows, cols), edges = self._shape, (x0, y0, x1, y1)
+            left, top, right, bottom = (
+                np.clip(v, 0, n) for v, n in zip(edges, (cols, rows) * 2, strict=True)
+            )
+            area = (right - left) * (bottom - top)
+        else:
+            area = _box_sums(self._known, x0, y0, x1, y1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if outside is None:
+                return np.where(area > 1e-9, total / area, np.nan)
+            whole = (x1 - x0) * (y1 - y0)
+            return (total + outside * (whole - area)) / whole
+
+
+def _summed(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Summed-area table, (H + 1, W + 1): the sum of all values above and to the left."""
+    table = np.zeros((values.shape[0] + 1, values.shape[1] + 1), dtype)
+    inner = table[1:, 1:]
+    np.cumsum(values, axis=0, dtype=dtype, out=inner)
+    for row in inner:
+        np.cumsum(row, dtype=dtype, out=row)
+    return table
+
+
+def _box_sums(table: NDArray[Any], x0: Any, y0: Any, x1: Any, y1: Any) -> NDArray[np.float64]:
     """Integral of a piecewise constant image over boxes in pixels, through its summed-area table.
 
     The table interpolated bilinearly at a fractional corner is the exact integral up to that corner.
     """
-    table = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
-    values.cumsum(0).cumsum(1, out=table[1:, 1:])
+    rows, cols = (n - 1 for n in table.shape)
 
     def up_to(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        x = np.clip(x, 0, values.shape[1])
-        y = np.clip(y, 0, values.shape[0])
-        c, r = np.minimum(x.astype(int), values.shape[1] - 1), np.minimum(y.astype(int), values.shape[0] - 1)
+        x, y = np.clip(x, 0, cols), np.clip(y, 0, rows)
+        c, r = np.minimum(x.astype(int), cols - 1), np.minimum(y.astype(int), rows - 1)
         u, v = x - c, y - r
         top = (1 - u) * table[r, c] + u * table[r, c + 1]
         bottom = (1 - u) * table[r + 1, c] + u * table[r + 1, c + 1]

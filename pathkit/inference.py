@@ -17,6 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -30,10 +31,13 @@ from tqdm.auto import tqdm
 
 from pathkit.encoders import Encoder
 from pathkit.engine import N_COMPARED, Engine, EngineError, open_engine
+from pathkit.files import check_same, write_text
 from pathkit.geometry import Raster
 from pathkit.models import PatchClassifier, model_digest
 from pathkit.patches import SlideSource, encode_labels
 from pathkit.slide import Slide, SlideError
+from pathkit.stain import METHODS, ReinhardFit, ReinhardNormaliser, StainFit, StainNormaliser
+from pathkit.stain import fit as fit_stain
 from pathkit.tissue import tissue_mask
 
 __all__ = [
@@ -50,11 +54,13 @@ __all__ = [
 ]
 
 RGB: TypeAlias = NDArray[np.uint8]
+Normaliser: TypeAlias = StainNormaliser | ReinhardNormaliser
+Stain: TypeAlias = StainFit | ReinhardFit | Normaliser
 #: Grid places (down, across) that are read as one region and go through the network together.
 BLOCK = (8, 16)
 BLOCK_BYTES = 32_000_000
-#: Patches read together where they lie in a table.
-READ_TOGETHER = 64
+#: Patches read together where they lie in a table; on a GPU.
+READ_TOGETHER, GPU_BATCH = 64, 256
 #: Blocks between two commits of a heatmap.
 COMMIT_EVERY = 16
 
@@ -64,6 +70,7 @@ def predict_patches(
     patches: pd.DataFrame,
     slides: Any,
     *,
+    stain: Stain | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
     workers: int | None = None,
@@ -76,7 +83,7 @@ def predict_patches(
     model : PatchClassifier
     patches : DataFrame
     slides : DataFrame or mapping
-    batch_size, engine, workers
+    stain, batch_size, engine, workers
         As `heatmap`.
 
     Returns
@@ -101,17 +108,10 @@ def predict_patches(
             f" everything at another size. Make the patches with mpp={model.mpp:g}."
         )
         warnings.warn(message, stacklevel=2)
-    logits = _over_batches(
-        model,
-        patches,
-        SlideSource(slides),
-        len(model.classes),
-        "predicting",
-        progress,
-        batch_size,
-        engine,
-        workers,
+    job = TableJob(
+        model, patches, SlideSource(slides), len(model.classes), stain=stain, together=batch_size or 0
     )
+    logits = job.run(batch_size=batch_size, engine=engine, workers=workers, progress=progress)
     probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
     columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
     return patches.assign(**columns, predicted=np.array(model.classes, dtype=object)[probabilities.argmax(1)])
@@ -168,6 +168,8 @@ def extract_features(
     patches: pd.DataFrame,
     encoder: Encoder,
     *,
+    stain: Stain | None = None,
+    out: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
     workers: int | None = None,
@@ -181,17 +183,30 @@ def extract_features(
         One slide, or the slides of the patches.
     patches : DataFrame
     encoder : Encoder
-    batch_size, engine, workers, progress
+    stain, batch_size, engine, workers, progress
         As `heatmap`.
+    out : path, optional
+        ``.npy`` to write the features to as they come, where they would fill the memory; what they were made from stands in
+        a ``.json`` beside it. An unfinished run leaves ``.partial.npy`` and goes on from there.
 
     Returns
     -------
     (N, D) float32, in the order of `patches`
+        With `out`, mapped from the file, to be read only.
+
+    Raises
+    ------
+    ValueError
+        If `out` holds the features of other patches, of another encoder or of another stain.
     """
+    job = features_job(slides, patches, encoder, stain=stain, out=out, together=batch_size or 0)
+    return job.run(batch_size=batch_size, engine=engine, workers=workers, progress=progress)
+
+
+def features_job(slides: Any, patches: pd.DataFrame, encoder: Encoder, **options: Any) -> TableJob:
+    """What is to be done for `extract_features`; `options` as `TableJob`."""
     source = {i: slides for i in patches["slide_id"].unique()} if isinstance(slides, Slide) else slides
-    return _over_batches(
-        encoder, patches, SlideSource(source), encoder.dim, "features", progress, batch_size, engine, workers
-    )
+    return TableJob(encoder, patches, SlideSource(source), encoder.dim, **options)
 
 
 def outputs_of(
@@ -219,7 +234,7 @@ def outputs_of(
     )
     step = max(used.batch_size, READ_TOGETHER)
     batches = [pixels[s : s + step] for s in range(0, len(pixels), step)]
-    reads: list[tuple[int, Callable[[], RGB]]] = [(len(b), partial(np.asarray, b)) for b in batches]
+    reads = [_Read(len(b), partial(np.asarray, b)) for b in batches]
     return np.concatenate(list(_network_output(used, reads, "network", progress, 0)))
 
 
@@ -231,6 +246,7 @@ def heatmap(
     mask: Raster | None = None,
     min_tissue: float = 0.1,
     stride_px: int | None = None,
+    stain: Stain | None = None,
     out: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
     engine: str = "auto",
@@ -252,6 +268,9 @@ def heatmap(
         Patches with less are left out, and are NaN where no other covers them.
     stride_px : int, optional
         Between patches, in their pixels; must divide the patch. Half a patch by default.
+    stain : StainFit, ReinhardFit, or normaliser, optional
+        What the slide is to look like, such as ``stain.fit(training_slide)``: the slide is fitted once by the same method
+        and brought there before the network sees it. A normaliser (``fit.to(target)``) is applied as it is.
     out : path, optional
         ``.npz`` to keep the result in. An unfinished run leaves ``.partial.npz`` beside it and goes on from there.
     batch_size : int, optional
@@ -277,7 +296,14 @@ def heatmap(
         another model or of other settings.
     """
     job = HeatmapJob(
-        slide, model, positive=positive, mask=mask, min_tissue=min_tissue, stride_px=stride_px, out=out
+        slide,
+        model,
+        positive=positive,
+        mask=mask,
+        min_tissue=min_tissue,
+        stride_px=stride_px,
+        stain=stain,
+        out=out,
     )
     return job.run(batch_size=batch_size, engine=engine, workers=workers, progress=progress)
 
@@ -337,6 +363,7 @@ class HeatmapJob:
         mask: Raster | None = None,
         min_tissue: float = 0.1,
         stride_px: int | None = None,
+        stain: Stain | None = None,
         out: str | os.PathLike[str] | None = None,
     ):
         size_px, mpp, self._column = _facts(model, positive)
@@ -361,6 +388,7 @@ class HeatmapJob:
             "mpp": mpp,
             "mask": "tissue_mask" if mask is None else _raster_digest(mask),
             "min_tissue": min_tissue,
+            "stain": _stain_digest(stain),
         }
         self._block = _block_shape(size_px)
         self._store = _Store(out, settings, self.shape, {"block": list(self._block)})
@@ -371,6 +399,7 @@ class HeatmapJob:
             self._blocks = self._covering(mask, min_tissue)
             self._store.begin()
             self.n_patches = sum(map(len, self._blocks))
+            self._normalise = _normaliser(slide, stain, mask) if self.left else None
 
     @property
     def finished(self) -> bool:
@@ -412,7 +441,7 @@ class HeatmapJob:
                 self.read(todo[0][:N_COMPARED]), n_patches or self.n_patches, batch_size, engine
             )
             store.facts |= {"engine": used.name, "batch_size": used.batch_size}
-            reads = [(len(b), partial(self.read, b)) for b in todo]
+            reads = [_Read(len(b), partial(self.read, b)) for b in todo]
             outputs = _network_output(used, reads, self.slide.name, progress, workers)
         for block, logits in zip(todo, outputs, strict=True):
             probability = torch.softmax(torch.from_numpy(logits), dim=1).numpy()[:, self._column]
@@ -431,6 +460,8 @@ class HeatmapJob:
         region = self.slide.read_region(
             (col0 * step_l0, row0 * step_l0), (int(shape[1]), int(shape[0])), mpp=self.mpp
         )
+        if self._normalise is not None:  # before the patches are cut, since they overlap
+            region = self._normalise(region, out=region)
         corners = (block - (row0, col0)) * self.stride_px
         return np.stack([region[y : y + size, x : x + size] for y, x in corners])
 
@@ -438,14 +469,7 @@ class HeatmapJob:
         self, sample: RGB, n_patches: int, batch_size: int | None = None, engine: str = "auto"
     ) -> Engine:
         """As asked; the one that began, with its batches, where a part is done and nothing was asked."""
-        before = self._store.facts
-        if self._store.done and engine == "auto" and "engine" in before:
-            with contextlib.suppress(
-                EngineError
-            ):  # it is here no more: the rest differs within the tolerance
-                size = batch_size or before["batch_size"]
-                return open_engine(self.model, sample, engine=before["engine"], batch_size=size)
-        return open_engine(self.model, sample, engine=engine, n_patches=n_patches, batch_size=batch_size)
+        return _engine_as_before(self.model, self._store, sample, n_patches, batch_size, engine)
 
     def _covering(self, mask: Raster, min_tissue: float) -> list[NDArray[np.int32]]:
         """Places (row, col) of patches with tissue, in blocks of neighbours, row of blocks after row of blocks.
@@ -455,7 +479,7 @@ class HeatmapJob:
         reach = self.size_px // self.stride_px - 1
         side_um = self.size_px * self.mpp
         down, across = self._block
-        blocks = []
+        means, blocks = mask.box_means(), []
         for top in range(-(-reach // down) * -down, self.shape[0], down):
             row, col = (a.ravel() for a in np.mgrid[top : top + down, -reach : self.shape[1]])
             kept = (row >= -reach) & (row < self.shape[0])
@@ -464,7 +488,7 @@ class HeatmapJob:
                 np.rint(places[:, i] * self.cell_um / self.slide.mpp) * self.slide.mpp for i in (1, 0)
             )
             sides = np.full(len(places), side_um)
-            share = np.clip(mask.mean_in(np.column_stack([x_um, y_um, sides, sides]), outside=0), 0, 1)
+            share = np.clip(means(np.column_stack([x_um, y_um, sides, sides]), outside=0), 0, 1)
             places = places[share >= max(min_tissue, 1e-9)]
             number = places[:, 1] // across
             blocks += [places[number == n] for n in np.unique(number)]
@@ -476,6 +500,133 @@ class HeatmapJob:
         moved = [block + np.array(d, np.int32) for d in np.ndindex(side, side)]
         inside = [np.all((m >= 0) & (m < self.shape), axis=1) for m in moved]
         return [(i, m[i]) for i, m in zip(inside, moved, strict=True)]
+
+
+class TableJob:
+    """A network's output for each row of a patch table, to be made.
+
+    Parameters
+    ----------
+    network : Module
+        Gives `dim` numbers a patch.
+    patches : DataFrame
+    source : SlideSource
+    dim : int
+    stain, out
+        As `extract_features`.
+    together : int
+        Read at least so many patches at once, for engines that take more.
+
+    Attributes
+    ----------
+    n_patches : int
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        patches: pd.DataFrame,
+        source: SlideSource,
+        dim: int,
+        *,
+        stain: Stain | None = None,
+        out: str | os.PathLike[str] | None = None,
+        together: int = 0,
+    ):
+        source.check(patches["slide_id"].unique())
+        self.network, self.patches, self.source, self._stain = network, patches, source, stain
+        self._normalisers: dict[str, Normaliser] = {}
+        self.n_patches, self.size_px, self.mpp = len(patches), 0, float("nan")
+        if len(patches):
+            self.size_px, self.mpp = int(patches["size_px"].iloc[0]), float(patches["mpp"].iloc[0])
+        # Slide by slide and row by row, so that tiles are decoded once; the results go to the table's places.
+        order = np.lexsort((patches["x_l0"], patches["y_l0"], patches["slide_id"].astype(str)))
+        step = max(together, GPU_BATCH if torch.cuda.is_available() else READ_TOGETHER)
+        step = max(1, together, min(step, 2 * BLOCK_BYTES // (3 * max(1, self.size_px) ** 2)))
+        self._blocks = [order[s : s + step] for s in range(0, len(order), step)]
+        settings = {
+            "network": f"{getattr(network, 'name', type(network).__name__)}, {model_digest(network)}",
+            "patches": _table_digest(patches),
+            "stain": _stain_digest(stain),
+        }
+        self._store = _Rows(out, settings, (len(patches), dim), {"block": step})
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done."""
+        return not self.left
+
+    @property
+    def left(self) -> list[NDArray[np.intp]]:
+        """Blocks of row numbers that are still to do."""
+        return self._blocks[self._store.done :]
+
+    @property
+    def n_left(self) -> int:
+        """Patches that are still to do."""
+        return sum(map(len, self.left))
+
+    @property
+    def block_bytes(self) -> int:
+        """Pixels of the patches of one block."""
+        return max(map(len, self._blocks), default=0) * self.size_px**2 * 3
+
+    @property
+    def result_bytes(self) -> int:
+        """Of the numbers that are held in memory."""
+        return 0 if self._store.path is not None else int(np.prod(self._store.values.shape)) * 4
+
+    def run(
+        self,
+        *,
+        n_patches: int | None = None,
+        batch_size: int | None = None,
+        engine: str = "auto",
+        workers: int | None = None,
+        progress: bool | Callable[[int], Any] = True,
+    ) -> NDArray[np.float32]:
+        """All rows, or what is left of them, in the order of the table; `n_patches` as `HeatmapJob.run`."""
+        store, todo = self._store, self.left
+        if todo:
+            used = self.open_engine(
+                self.read(todo[0][:N_COMPARED]), n_patches or self.n_patches, batch_size, engine
+            )
+            store.facts |= {"engine": used.name, "batch_size": used.batch_size}
+            reads = [_Read(len(b), partial(self._pixels, b), partial(self._recolour, b)) for b in todo]
+            outputs = _network_output(used, reads, "patches", progress, workers)
+            for block, output in zip(todo, outputs, strict=True):
+                store.add(block, output)
+                if store.done % COMMIT_EVERY == 0:
+                    store.commit()
+        return store.finish()
+
+    def read(self, block: NDArray[np.intp]) -> RGB:
+        """Patches of some rows as the network sees them."""
+        return cast(RGB, self._recolour(block, self._pixels(block)))
+
+    def open_engine(
+        self, sample: RGB, n_patches: int, batch_size: int | None = None, engine: str = "auto"
+    ) -> Engine:
+        """As `HeatmapJob.open_engine`."""
+        return _engine_as_before(self.network, self._store, sample, n_patches, batch_size, engine)
+
+    def _pixels(self, block: NDArray[np.intp]) -> RGB:
+        return self.source.read(self.patches.iloc[block])
+
+    def _recolour(self, block: NDArray[np.intp], pixels: Any) -> Any:
+        """Pixels, or a tensor of them on its device, in the colours asked for, slide by slide."""
+        if self._stain is None:
+            return pixels
+        ids = self.patches["slide_id"].iloc[block].astype(str).to_numpy()
+        edges = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1), len(ids)]
+        for start, end in itertools.pairwise(edges):
+            pixels[start:end] = self._normaliser(ids[start])(pixels[start:end])
+        return pixels
+
+    def _normaliser(self, slide_id: str) -> Normaliser:
+        if slide_id not in self._normalisers:
+            self._normalisers[slide_id] = cast(Normaliser, _normaliser(self.source[slide_id], self._stain))
+        return self._normalisers[slide_id]
 
 
 def lesions(
@@ -626,57 +777,77 @@ def _raster_digest(raster: Raster) -> str:
     return digest.hexdigest()[:16]
 
 
+def _engine_as_before(
+    network: nn.Module,
+    store: _Store | _Rows,
+    sample: RGB,
+    n_patches: int,
+    batch_size: int | None,
+    engine: str,
+) -> Engine:
+    before = store.facts
+    if store.done and engine == "auto" and "engine" in before:
+        with contextlib.suppress(EngineError):  # it is here no more: the rest differs within the tolerance
+            size = batch_size or before["batch_size"]
+            return open_engine(network, sample, engine=before["engine"], batch_size=size)
+    return open_engine(network, sample, engine=engine, n_patches=n_patches, batch_size=batch_size)
+
+
+def _normaliser(slide: Slide, stain: Stain | None, mask: Raster | None = None) -> Normaliser | None:
+    """What brings a slide to the colours asked for; the slide is fitted by the method of the target."""
+    if not isinstance(stain, (StainFit, ReinhardFit)):
+        return stain
+    method = stain.method if stain.method in METHODS else "macenko"
+    try:
+        found = fit_stain(slide, method=method, mask=mask)
+    except ValueError as error:
+        raise ValueError(
+            f"{slide.name}: its stain cannot be fitted: {error} Leave the slide out, or pass a normaliser as stain=..."
+        ) from error
+    return cast(Normaliser, found.to(stain))
+
+
+def _stain_digest(stain: Stain | None) -> str | None:
+    if stain is None:
+        return None
+    facts = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in sorted(vars(stain).items())}
+    return hashlib.sha256(f"{type(stain).__name__} {facts}".encode()).hexdigest()[:16]
+
+
+def _table_digest(patches: pd.DataFrame) -> str:
+    rows = patches[["slide_id", "x_l0", "y_l0", "size_px", "mpp"]].astype({"slide_id": str})
+    hashes = pd.util.hash_pandas_object(rows, index=False).to_numpy()
+    return hashlib.sha256(hashes.tobytes()).hexdigest()[:16]
+
+
 def _taken(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
     """Take out of `options` those that a function has a parameter for."""
     return {k: options.pop(k) for k in list(options) if k in inspect.signature(function).parameters}
 
 
-def _over_batches(
-    network: nn.Module,
-    patches: pd.DataFrame,
-    source: SlideSource,
-    dim: int,
-    what: str,
-    progress: bool | Callable[[int], Any],
-    batch_size: int | None,
-    engine: str,
-    workers: int | None,
-) -> NDArray[np.float32]:
-    source.check(patches["slide_id"].unique())
-    if not len(patches):
-        return np.zeros((0, dim), np.float32)
-    # Slide by slide and row by row, so that tiles are decoded once; the results go back to the table's order.
-    order = np.lexsort((patches["x_l0"], patches["y_l0"], patches["slide_id"].astype(str)))
-    sample = source.read(patches.iloc[order[:N_COMPARED]])
-    used = open_engine(network, sample, engine=engine, n_patches=len(patches), batch_size=batch_size)
-    step = max(used.batch_size, READ_TOGETHER // used.batch_size * used.batch_size)
-    batches = [patches.iloc[order[s : s + step]] for s in range(0, len(order), step)]
-    reads = [(len(b), partial(source.read, b)) for b in batches]
-    output = np.concatenate(list(_network_output(used, reads, what, progress, workers)))
-    back = np.empty_like(output)
-    back[order] = output
-    return back
+@dataclass
+class _Read:
+    """Some patches to come: how many, what reads them, and what changes their colours, before or on the device."""
+
+    n: int
+    pixels: Callable[[], RGB]
+    recolour: Callable[[Any], Any] | None = None
 
 
 def _network_output(
     engine: Engine,
-    reads: Sequence[tuple[int, Callable[[], RGB]]],
+    reads: Sequence[_Read],
     what: str,
     progress: bool | Callable[[int], Any],
     workers: int | None,
 ) -> Iterator[NDArray[np.float32]]:
-    """The output of each batch; the next ones are read while the network works on this one.
-
-    Parameters
-    ----------
-    reads : sequence of (number of patches, callable that reads them)
-    """
+    """The output of each batch; the next ones are read while the network works on this one."""
     workers = readers() if workers is None else workers
     pool = ThreadPoolExecutor(workers) if workers else None
 
-    def ready(read: Callable[[], RGB]) -> Callable[[], Any]:
+    def ready(read: _Read) -> Callable[[], Any]:
         def work() -> Any:
-            return engine.prepare(read())
+            return engine.prepare(read.pixels(), read.recolour)
 
         return work if pool is None else pool.submit(work).result
 
@@ -684,15 +855,15 @@ def _network_output(
     going: deque[Callable[[], NDArray[np.float32]]] = deque()
     left = iter(reads)
     try:
-        with Progress(sum(n for n, _ in reads), what, progress) as tick:
-            coming.extend(ready(read) for _, read in itertools.islice(left, max(1, workers)))
-            for n, _ in reads:
+        with Progress(sum(read.n for read in reads), what, progress) as tick:
+            coming.extend(ready(read) for read in itertools.islice(left, max(1, workers)))
+            for done in reads:
                 prepared = coming.popleft()()
-                coming.extend(ready(read) for _, read in itertools.islice(left, 1))
+                coming.extend(ready(read) for read in itertools.islice(left, 1))
                 going.append(engine.start(prepared))
                 if len(going) > engine.queues:  # a GPU works on this batch while the one before is fetched
                     yield going.popleft()()
-                tick(n)
+                tick(done.n)
             for output in going:
                 yield output()
     finally:
@@ -745,14 +916,14 @@ class _Store:
         self.partial, self.writing = (self.path.with_suffix(s) for s in (".partial.npz", ".writing.npz"))
         if self.path.exists():
             self.finished = Raster.load(self.path)
-            self._same(self.finished.attrs, self.path)
+            check_same("a heatmap", self.path, self.finished.attrs, self.settings)
             self.tidy()
 
     def begin(self) -> None:
         """Take over what an earlier run has done."""
         if self.path is not None and self.partial.exists():
             with np.load(self.partial, allow_pickle=False) as stored:
-                self._same(json.loads(str(stored["settings"])), self.partial)
+                check_same("a heatmap", self.partial, json.loads(str(stored["settings"])), self.settings)
                 facts = json.loads(str(stored["facts"]))
                 if facts["block"] == self.facts["block"]:
                     self.total, self.count = stored["total"], stored["count"]
@@ -785,11 +956,52 @@ class _Store:
         for path in (self.partial, self.writing):
             path.unlink(missing_ok=True)
 
-    def _same(self, before: dict[str, Any], path: Path) -> None:
-        changed = [k for k, v in self.settings.items() if before.get(k) != v]
-        if changed:
-            k = changed[0]
-            raise ValueError(
-                f"{path.name}: holds a heatmap with {k} = {before.get(k)}, asked for {k} = {self.settings[k]}. Remove it, or"
-                " give another out=..."
-            )
+
+class _Rows:
+    """Where the output of a table is kept while it grows and when it is whole: in memory, or in a file.
+
+    As `_Store`; its note, a JSON beside the file, is written after the rows that it counts.
+    """
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str] | None,
+        settings: dict[str, Any],
+        shape: tuple[int, int],
+        facts: dict[str, Any],
+    ):
+        self.settings, self.facts, self.done = settings, facts, 0
+        self.path = None if out is None else Path(out)
+        if self.path is None:
+            self.values: NDArray[np.float32] = np.zeros(shape, np.float32)
+            return
+        self.partial, self.note = self.path.with_suffix(".partial.npy"), self.path.with_suffix(".json")
+        before = self.path if self.path.exists() else self.partial
+        stored = json.loads(self.note.read_text(encoding="utf-8")) if self.note.exists() else {}
+        if before.exists() and (stored or before == self.path):
+            check_same("features", before, stored.get("settings", {}), settings)
+            if before == self.path or stored["facts"]["block"] == facts["block"]:
+                self.done, self.facts = stored["done"], stored["facts"]
+        if before != self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fresh: dict[str, Any] = {"mode": "w+", "dtype": np.float32, "shape": shape}
+            self.values = np.lib.format.open_memmap(self.partial, **({"mode": "r+"} if self.done else fresh))
+
+    def add(self, rows: NDArray[np.intp], values: NDArray[np.float32]) -> None:
+        self.values[rows] = values
+        self.done += 1
+
+    def commit(self) -> None:
+        if self.path is not None:
+            cast(np.memmap, self.values).flush()
+            stored = {"settings": self.settings, "facts": self.facts, "done": self.done}
+            write_text(self.note, json.dumps(stored))
+
+    def finish(self) -> NDArray[np.float32]:
+        if self.path is None:
+            return self.values
+        if not self.path.exists():
+            self.commit()
+            del self.values
+            self.partial.replace(self.path)
+        return cast(NDArray[np.float32], np.load(self.path, mmap_mode="r"))

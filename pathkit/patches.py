@@ -40,6 +40,8 @@ __all__ = [
 Slides: TypeAlias = pd.DataFrame | Mapping[str, Any]
 #: Pixels of patches that `read_all` keeps in memory unless told otherwise.
 MEMORY_BUDGET_GB = 1.0
+#: Places of a grid that are looked at together.
+PLACES_TOGETHER = 500_000
 
 
 # Tables ----------------------------------------------------------------------------------------------------------
@@ -89,11 +91,14 @@ def patch_grid(
     _check_grid(slide, size_px, mpp, overlap_px, min_tissue)
     step_l0 = max(1, int((size_px - overlap_px) * mpp / slide.mpp + 1e-6))
     xs, ys = (np.arange(0, n, step_l0) for n in slide.dimensions)
-    x_l0, y_l0 = (axis.ravel() for axis in np.meshgrid(xs, ys))
-    table = _rows(slide_id or slide.name, x_l0, y_l0, size_px, mpp)
     mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
-    table["tissue"] = tissue_fraction(mask, table, slide_mpp=slide.mpp)
-    kept = table[table["tissue"] >= min_tissue].reset_index(drop=True)
+    means, parts = mask.box_means(), []
+    for some in np.array_split(ys, -(-len(xs) * len(ys) // PLACES_TOGETHER)):
+        x_l0, y_l0 = (axis.ravel() for axis in np.meshgrid(xs, some))
+        table = _rows(slide_id or slide.name, x_l0, y_l0, size_px, mpp)
+        table["tissue"] = tissue_fraction(means, table, slide_mpp=slide.mpp)
+        parts.append(table[table["tissue"] >= min_tissue])
+    kept = pd.concat(parts, ignore_index=True)
     if not len(kept):
         message = f"{slide.name}: no patch has {min_tissue:.0%} tissue or more. Look at the mask, or lower min_tissue."
         warnings.warn(message, stacklevel=2)

@@ -34,7 +34,7 @@ from skimage import segmentation
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pathkit.files import replacing, write_text
+from pathkit.files import check_same, replacing, write_text
 from pathkit.geometry import Raster
 from pathkit.models import cpu_computes_bf16, keep_memory, model_digest
 from pathkit.objects import climb, morphology
@@ -771,12 +771,12 @@ class _Parts:
         self.folder = self.path.with_suffix(".parts")
         if self.path.exists():
             self.finished = read_table(self.path)
-            self._same(self.finished.attrs, self.path)
+            check_same("objects", self.path, self.finished.attrs, self.settings)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         note = self.folder / "settings.json"
         if note.exists():
-            self._same(json.loads(note.read_text(encoding="utf-8")), self.folder)
+            check_same("objects", self.folder, json.loads(note.read_text(encoding="utf-8")), self.settings)
         write_text(note, json.dumps(settings))
 
     def _part(self, number: int) -> Path:
@@ -805,12 +805,3 @@ class _Parts:
             write_table(table, self.path)
             shutil.rmtree(self.folder)
         return table
-
-    def _same(self, before: dict[str, Any], path: Path) -> None:
-        changed = [k for k, v in self.settings.items() if before.get(k) != v]
-        if changed:
-            k = changed[0]
-            raise ValueError(
-                f"{path.name}: holds objects with {k} = {before.get(k)}, asked for {k} = {self.settings[k]}. Remove it, or give"
-                " another out=..."
-            )

@@ -15,13 +15,14 @@ The recipe, at a coarse resolution (8 µm per pixel):
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pathkit.geometry import Raster
+from pathkit.geometry import BoxMeans, Raster
 from pathkit.slide import Slide, open_slide
 from pathkit.stain import white_point
 
@@ -38,6 +39,8 @@ LEAST_COLOUR = 0.025
 SMOOTHING_UM = 8.0
 #: Taken away around ink, whose edge is pale.
 PEN_MARGIN_UM = 10.0
+#: Pixels whose densities, of which there are several of 4 bytes each, are held at once.
+BAND_PIXELS = 2_000_000
 
 
 def tissue_mask(
@@ -79,14 +82,13 @@ def tissue_mask(
         If the slide's resolution is unknown.
     """
     slide = source if isinstance(source, Slide) else open_slide(source, mpp=source_mpp)
-    rgb = read_whole(slide, mpp)
-    white = white_point(rgb)
-    density = optical_density(rgb, white, SMOOTHING_UM / mpp)
-    mean, colour = density.mean(2), np.ptp(density, axis=2)
-    threshold = _threshold(mean) if od_threshold is None else float(od_threshold)
-    mask = (mean > threshold) & (colour > LEAST_COLOUR)
+    seen, white = _seen(slide, mpp)
+    threshold = _threshold(seen.mean) if od_threshold is None else float(od_threshold)
+    mask = seen.mean > threshold
+    mask &= seen.coloured
     if not keep_pen:
-        mask &= ~ink(density, PEN_MARGIN_UM / mpp)
+        mask &= ~_grown(seen.ink, seen.ink_over_tissue, PEN_MARGIN_UM / mpp)
+    del seen
     mask = _tidy(mask, min_area_um2 / mpp**2, max_hole_um2 / mpp**2)
     return Raster(mask, mpp, attrs={"od_threshold": round(threshold, 4), "white": [int(v) for v in white]})
 
@@ -96,8 +98,8 @@ def pen_mask(
 ) -> Raster:
     """Mask of ink (blue, green, red, black) and of the scanner's black; arguments as in `tissue_mask`."""
     slide = source if isinstance(source, Slide) else open_slide(source, mpp=source_mpp)
-    rgb = read_whole(slide, mpp)
-    return Raster(ink(optical_density(rgb, white_point(rgb), SMOOTHING_UM / mpp), PEN_MARGIN_UM / mpp), mpp)
+    seen, _ = _seen(slide, mpp)
+    return Raster(_grown(seen.ink, seen.ink_over_tissue, PEN_MARGIN_UM / mpp), mpp)
 
 
 def tissue_polygons(mask: Raster, *, slide_mpp: float, min_area_um2: float = 0.0) -> geopandas.GeoDataFrame:
@@ -138,12 +140,14 @@ def tissue_polygons(mask: Raster, *, slide_mpp: float, min_area_um2: float = 0.0
     return annotation_frame([Row(o, "tissue", color="#0072b2") for o in outlines])
 
 
-def tissue_fraction(mask: Raster, patches: pd.DataFrame, *, slide_mpp: float) -> NDArray[np.float64]:
+def tissue_fraction(
+    mask: Raster | BoxMeans, patches: pd.DataFrame, *, slide_mpp: float
+) -> NDArray[np.float64]:
     """Share of each patch that is tissue; what lies beyond the slide counts as none.
 
     Parameters
     ----------
-    mask : Raster
+    mask : Raster, or its `Raster.box_means` where many tables are to come
     patches : DataFrame
         x_l0, y_l0, size_px, mpp.
     slide_mpp : float
@@ -154,8 +158,9 @@ def tissue_fraction(mask: Raster, patches: pd.DataFrame, *, slide_mpp: float) ->
     """
     side_um = patches["size_px"].to_numpy(float) * patches["mpp"].to_numpy(float)
     x_um, y_um = (patches[c].to_numpy(float) * slide_mpp for c in ("x_l0", "y_l0"))
+    means = mask.box_means() if isinstance(mask, Raster) else mask
     # Summed areas leave a rounding error of 1e-12 above 1.
-    return np.clip(mask.mean_in(np.column_stack([x_um, y_um, side_um, side_um]), outside=0), 0, 1)
+    return np.clip(means(np.column_stack([x_um, y_um, side_um, side_um]), outside=0), 0, 1)
 
 
 # Steps -----------------------------------------------------------------------------------------------------------
@@ -165,6 +170,32 @@ def read_whole(slide: Slide, mpp: float) -> NDArray[np.uint8]:
     """The slide at `mpp`; `Slide.read_region` reads in bands, so that memory follows the result."""
     width, height = (int(np.ceil(n * slide.mpp / mpp - 1e-6)) for n in slide.dimensions)
     return slide.read_region((0, 0), (max(1, width), max(1, height)), mpp=mpp)
+
+
+@dataclass
+class _Seen:
+    """What is kept of the densities of a slide, each (H, W): their mean, whether they differ, and what looks like ink."""
+
+    mean: NDArray[np.float32]
+    coloured: NDArray[np.bool_]
+    ink: NDArray[np.bool_]
+    ink_over_tissue: NDArray[np.bool_]
+
+
+def _seen(slide: Slide, mpp: float) -> tuple[_Seen, NDArray[np.float64]]:
+    """Densities of a slide, band by band, so that 8 bytes a pixel are held and not 60; and its white point."""
+    rgb = read_whole(slide, mpp)
+    white, sigma = white_point(rgb), SMOOTHING_UM / mpp
+    (rows, cols), reach = rgb.shape[:2], int(np.ceil(4 * max(sigma, 0.3))) + 1
+    seen = _Seen(np.empty((rows, cols), np.float32), *(np.empty((rows, cols), bool) for _ in range(3)))
+    band = max(reach, BAND_PIXELS // cols)
+    for top in range(0, rows, band):
+        bottom, above = min(top + band, rows), min(top, reach)
+        density = optical_density(rgb[top - above : bottom + reach], white, sigma)[above:][: bottom - top]
+        seen.mean[top:bottom] = density.mean(2)
+        seen.coloured[top:bottom] = np.ptp(density, axis=2) > LEAST_COLOUR
+        seen.ink[top:bottom], seen.ink_over_tissue[top:bottom] = _like_ink(density)
+    return seen, white
 
 
 def optical_density(
@@ -189,30 +220,42 @@ def _threshold(density: NDArray[np.float32]) -> float:
 
 def ink(density: NDArray[np.float32], margin_px: float) -> NDArray[np.bool_]:
     """Ink and black, with a margin for the pale edge of a stroke."""
-    import cv2
+    return _grown(*_like_ink(density), margin_px)
 
+
+def _like_ink(density: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixels of the colours of ink on glass and of black, and of ink over tissue."""
     red, green, blue = np.moveaxis(density, 2, 0)
     cool_ink = (red > 1.35 * green + 0.05) & (red > 0.15)
     red_ink = (green > 0.5) & (blue > 0.6 * green) & (red < 0.1 * green)
     black = (density.min(2) > 0.6) & (np.ptp(density, axis=2) < 0.2 * density.max(2))
-    found = _drop_specks(cool_ink | red_ink | black, 16)
     # Over tissue the densities add. No mixture of haematoxylin and eosin absorbs so much blue beside green, none of
-    # haematoxylin and DAB so much red beside it. Dust does too, so that larger pieces are asked for.
+    # haematoxylin and DAB so much red beside it.
     much_blue = blue > 0.6 * green + 0.07
     dark_over_tissue = much_blue & (red > 0.8 * green) & (green > 0.25)
     red_over_tissue = much_blue & (blue < 0.95 * green) & (red < 0.65 * green) & (green > 0.4)
     blue_over_tissue = (red > 0.93 * green) & (red > 0.6 * green + 0.16)
-    found |= _drop_specks(dark_over_tissue | red_over_tissue | blue_over_tissue, 60)
+    return cool_ink | red_ink | black, dark_over_tissue | red_over_tissue | blue_over_tissue
+
+
+def _grown(
+    on_glass: NDArray[np.bool_], over_tissue: NDArray[np.bool_], margin_px: float
+) -> NDArray[np.bool_]:
+    """Both without specks, and with a margin. Dust looks like ink over tissue, so that larger pieces are asked for there."""
+    import cv2
+
+    found = _drop_specks(on_glass, 16)
+    found |= _drop_specks(over_tissue, 60)
     size = 2 * max(1, round(margin_px)) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-    return cv2.dilate(found.astype(np.uint8), kernel).astype(bool)
+    return cv2.dilate(found.view(np.uint8), kernel).view(bool)
 
 
 def _tidy(mask: NDArray[np.bool_], min_px: float, hole_px: float) -> NDArray[np.bool_]:
     import cv2
 
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, kernel).astype(bool)
+    closed = cv2.morphologyEx(mask.view(np.uint8), cv2.MORPH_CLOSE, kernel).view(bool)
     # A frame joins the gaps that reach the edge of the slide into one: they are no holes.
     framed = np.pad(~closed, 1, constant_values=True)
     gaps = _drop_specks(framed, hole_px, keep_corner=True)[1:-1, 1:-1]
@@ -223,9 +266,14 @@ def _drop_specks(mask: NDArray[np.bool_], min_px: float, *, keep_corner: bool = 
     """Without the 8-connected pieces of fewer than `min_px` pixels, but for the one at the top left corner if asked."""
     import cv2
 
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8
+    )
     keep: NDArray[Any] = stats[:, cv2.CC_STAT_AREA] >= min_px
     if keep_corner:
         keep[labels[0, 0]] = True
     keep[0] = False
-    return keep[labels]
+    kept = np.empty(labels.shape, bool)
+    for place, row in zip(kept, labels, strict=True):  # at once, an index of 8 bytes a pixel would be made
+        keep.take(row, out=place)
+    return kept

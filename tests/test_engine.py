@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from pathkit import engine as engines
+from pathkit import stain
 from pathkit.encoders import Encoder, load_encoder
 from pathkit.engine import EngineError, open_engine
 from pathkit.models import PatchClassifier, keep_memory, patch_classifier
@@ -216,3 +217,17 @@ def test_other_processes_answer_the_same(way):
     child.join(30)
     assert name.startswith("torch" if way == "fork" else "openvino")
     np.testing.assert_allclose(there, here, atol=0.02)
+
+
+def test_colours_changed_on_the_device_are_those_changed_before():
+    """As on a GPU, where a normaliser gets the tensor that has arrived; on the CPU it gets the array that was read."""
+    rng = np.random.default_rng(0)
+    amounts = rng.uniform(0, 0.5, (40, 32, 32, 2))
+    pixels = stain.combine(amounts, stain.HED[:2], white=240.0)
+    normaliser = stain.fit(pixels).to(stain.REFERENCE)
+    engine = engines._TorchEngine(patch_classifier("colour", classes=["a", "b"]).eval())
+    before = engine.start(engine.prepare(pixels, normaliser))()
+    np.testing.assert_allclose(before, engine(normaliser(pixels)), rtol=1e-6)
+    there = engine.start((torch.from_numpy(pixels), normaliser))()
+    np.testing.assert_allclose(there, before, atol=0.02 * np.abs(before).max())
+    assert np.abs(engine(pixels) - before).max() > 0.1 * np.abs(before).max()

@@ -135,3 +135,17 @@ def test_raster_refuses_what_is_no_raster(tmp_path):
     np.savez(tmp_path / "other.npz", a=1)
     with pytest.raises(ValueError, match=r"other\.npz: not a raster"):
         Raster.load(tmp_path / "other.npz")
+
+
+@given(st.integers(0, 50))
+def test_sums_of_a_mask_and_of_the_same_numbers_agree(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((7, 9)) > 0.4
+    boxes = np.column_stack([rng.uniform(-5, 20, (30, 2)), rng.uniform(0.1, 15, (30, 2))])
+    whole, numbers = Raster(mask, 1.5, (0.5, -1.0)), Raster(mask.astype(float), 1.5, (0.5, -1.0))
+    for outside in (None, 0, 1):
+        expected = numbers.mean_in(boxes, outside=outside)
+        np.testing.assert_allclose(whole.mean_in(boxes, outside=outside), expected, atol=1e-9)
+        np.testing.assert_array_equal(
+            whole.box_means()(boxes, outside=outside), whole.mean_in(boxes, outside=outside)
+        )

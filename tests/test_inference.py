@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pathkit import inference
+from pathkit import inference, stain
 from pathkit.encoders import Encoder, load_encoder
 from pathkit.geometry import Raster
 from pathkit.inference import (
@@ -307,6 +307,81 @@ def test_features_are_those_of_the_encoder(slide):
     direct = load_encoder("colour")(torch.from_numpy(slide.read_patches(grid)).permute(0, 3, 1, 2))
     np.testing.assert_allclose(features, direct, rtol=1e-4, atol=1e-5)
     assert extract_features(slide, grid[:0], load_encoder("colour")).shape == (0, 9)
+
+
+def test_features_in_a_file_are_those_in_memory_and_a_stopped_run_goes_on(slide, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "COMMIT_EVERY", 2)
+    grid = patch_grid(slide, size_px=32, mpp=0.5, mask=ALL)
+    expected = extract_features(slide, grid, Counting(100), progress=False)
+    path = tmp_path / "features" / "s.npy"
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(slide, grid, Counting(5), out=path, progress=False)
+    assert not path.exists()
+    # Two blocks, of two batches each, were written and counted: they are not done again.
+    survivor = Counting(100)
+    assert inference.features_job(slide, grid, survivor, out=path).n_left == len(grid) - 128
+    resumed = extract_features(slide, grid, survivor, out=path, progress=False)
+    np.testing.assert_array_equal(resumed, expected)
+    np.testing.assert_array_equal(np.load(path), expected)
+    assert survivor.left == 100 - 4
+    again = extract_features(slide, grid, Counting(0), out=path, progress=False)  # not run at all
+    np.testing.assert_array_equal(again, expected)
+    with pytest.raises(ValueError, match=r"s\.npy: holds features with patches"):
+        extract_features(slide, grid[1:], Counting(100), out=path, progress=False)
+
+
+class Colours(Encoder):
+    """The mean of each channel."""
+
+    name, dim, size_px = "colours", 3, 32
+
+    def forward(self, x):
+        return x.float().mean((2, 3))
+
+
+def stained(strength, seed=0):
+    """Haematoxylin and eosin in random amounts, `strength` times as much, above a strip of glass."""
+    amounts = np.random.default_rng(seed).uniform(0.05, 0.45, (320, 320, 2)) * strength
+    amounts[-32:] = 0
+    return stain.combine(amounts, stain.HED[:2], white=245.0)
+
+
+def test_a_slide_is_brought_to_the_stain_asked_for_whatever_way():
+    pale, strong = (open_slide(stained(s), mpp=0.5) for s in (0.6, 1.2))
+    target = stain.fit(strong)
+    slides = {"pale": pale, "strong": strong}
+    tables = [patch_grid(s, size_px=32, mpp=0.5, min_tissue=0, slide_id=i) for i, s in slides.items()]
+    both = pd.concat(tables).sample(frac=1, random_state=0)  # slides of one batch in any order
+    found = extract_features(slides, both, Colours(), stain=target, progress=False)
+    for slide_id, slide in slides.items():
+        rows = (both["slide_id"] == slide_id).to_numpy()
+        pixels = stain.fit(slide).to(target)(slide.read_patches(both[rows]))
+        np.testing.assert_allclose(found[rows], pixels.mean((1, 2)), atol=1e-3)
+    means = [found[(both["slide_id"] == i).to_numpy()].mean() for i in slides]
+    plain = [
+        extract_features(s, t, Colours(), progress=False).mean()
+        for s, t in zip((pale, strong), tables, strict=True)
+    ]
+    assert abs(means[0] - means[1]) < 5 < 20 < abs(plain[0] - plain[1])
+    # A heatmap normalises regions, and a normaliser that is given is used as it is.
+    model, mask = bright_model(), Raster(np.ones((20, 20), bool), 8.0)
+    normalised = open_slide(stain.fit(pale).to(target)(stained(0.6)), mpp=0.5)
+    expected = heatmap(normalised, model, mask=mask, progress=False)
+    for way in (target, stain.fit(pale, mask=mask).to(target)):
+        heat = heatmap(pale, model, mask=mask, stain=way, progress=False)
+        np.testing.assert_allclose(heat.values[1:-1, 1:-1], expected.values[1:-1, 1:-1], atol=0.01)
+
+
+def test_another_stain_is_another_map_and_a_slide_that_cannot_be_fitted_is_named(slide, tmp_path):
+    model, path = bright_model(), tmp_path / "map.npz"
+    pale = open_slide(stained(0.6), mpp=0.5)
+    whole = Raster(np.ones((20, 20), bool), 8.0)
+    heatmap(pale, model, mask=whole, stain=stain.REFERENCE, out=path, progress=False)
+    with pytest.raises(ValueError, match="holds a heatmap with stain"):
+        heatmap(pale, model, mask=whole, out=path, progress=False)
+    blank = open_slide(np.full((320, 320, 3), 250, np.uint8), mpp=0.5)
+    with pytest.raises(ValueError, match=r"array: its stain cannot be fitted.*normaliser"):
+        heatmap(blank, model, mask=whole, stain=stain.REFERENCE, progress=False)
 
 
 # Lesions ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathkit.annotations import rasterize
 from pathkit.geometry import Raster
 from pathkit.metrics import iou
 from pathkit.slide import MissingMppError, open_slide
-from pathkit.tissue import tissue_fraction, tissue_mask, tissue_polygons
+from pathkit.tissue import pen_mask, tissue_fraction, tissue_mask, tissue_polygons
 
 HE = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 DAB = ((0.65, 0.70, 0.29), (0.27, 0.57, 0.78))
@@ -184,3 +184,15 @@ def test_ink_drawn_on_a_real_slide(real_slide_path, ink):
     cv2.line(pixels, (20, 220), (22, 350), INK[ink], 8)
     inked = tissue_mask(pixels, source_mpp=4.0, mpp=4.0).values
     assert iou(inked, clean) > 0.95
+
+
+@pytest.mark.parametrize("ink", [None, (0.9, 0.25, 0.1)])
+def test_a_mask_found_in_bands_is_the_mask_found_at_once(monkeypatch, ink):
+    pixels = painted(disc() | disc(centre=(60, 330), radius=40))
+    if ink is not None:
+        pixels[140:170, 20:380] = (pixels[140:170, 20:380] * 10 ** -np.array(ink)).astype(np.uint8)
+    at_once, pen = mask_of(pixels), pen_mask(pixels, source_mpp=MPP, mpp=MPP).values
+    assert pen.any() == (ink is not None)
+    monkeypatch.setattr("pathkit.tissue.BAND_PIXELS", 1)  # as low as smoothing allows
+    np.testing.assert_array_equal(mask_of(pixels), at_once)
+    np.testing.assert_array_equal(pen_mask(pixels, source_mpp=MPP, mpp=MPP).values, pen)
