@@ -510,6 +510,10 @@ def remix(x: Any, mix: Any, *, white: Any = 255.0, target_white: Any = None, shi
     import torch
 
     def column(values: Any) -> Any:
+        if (
+            np.ndim(values) == 0
+        ):  # a number stays one: to send it to a GPU would wait for all that is under way there
+            return float(values) + 1
         return torch.as_tensor(np.asarray(values, np.float32), device=x.device).expand(3).view(1, 3, 1, 1) + 1
 
     mix = torch.as_tensor(mix, dtype=torch.float32, device=x.device).expand(len(x), 3, 3)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
+from pathkit import training
+from pathkit.encoders import Encoder
 from pathkit.models import PatchClassifier, load_model, model_digest, patch_classifier, save_model
 from pathkit.slide import open_slide
 from pathkit.training import Augment, class_weights, fit, fit_linear_probe
@@ -79,7 +85,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path):
 
     with pytest.raises(Stop):
         fit(new_model(), TRAIN, VAL, epochs=3, checkpoint_dir=tmp_path / "cut", on_epoch=stop, **options)
+    again = []
+    options["on_epoch"] = lambda model, row: again.append(row["epoch"])
     resumed = fit(new_model(9), TRAIN, VAL, epochs=3, checkpoint_dir=tmp_path / "cut", **options)
+    assert again == [2]  # though the loss was least in the first epoch
     assert resumed.history["epoch"].tolist() == [0, 1, 2]
     np.testing.assert_allclose(resumed.history["val_loss"], whole.history["val_loss"], rtol=1e-5)
     for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
@@ -123,6 +132,80 @@ def test_what_watches_a_training_can_still_its_learning_rate_and_stop_it():
     assert result.history["lr"].tolist()[1:] == [0.0, 0.0]
     for first, second in zip(weights[0], weights[2], strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+class Means(Encoder):
+    """Means of squares of 4 x 4 pixels: no batch norm, so that a step does not depend on who shares the batch."""
+
+    name, dim, size_px = "means", 3 * 64, SIZE
+
+    def __init__(self):
+        super().__init__()
+        self.stretch = nn.Linear(self.dim, self.dim)
+
+    def forward(self, x):
+        return torch.tanh(self.stretch(nn.functional.avg_pool2d((x.float() - 128) / 64, 4).flatten(1)))
+
+
+def means_model(seed=0):
+    torch.manual_seed(seed)
+    return PatchClassifier(Means(), ["across", "along"])
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
+def test_two_devices_learn_what_one_does():
+    options = {**PLAIN, "epochs": 2, "precision": "fp32", "balanced": False}
+    one = fit(means_model(), TRAIN, VAL[:15], **options)
+    halves = {**options, "batch_size": 4, "devices": 2, "strategy": "ddp_fork"}
+    two = fit(means_model(), TRAIN, VAL[:15], **halves)
+    for column in ("train_loss", "val_loss", "val_accuracy", "lr"):
+        np.testing.assert_allclose(two.history[column], one.history[column], rtol=1e-4)
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 15, 16, 23])
+def test_devices_share_each_step_of_the_order_that_one_goes_through(monkeypatch, n):
+    def orders(batch_size, world, seed):
+        parts = []
+        for rank in range(world):
+            monkeypatch.setattr(training, "_rank_of", lambda rank=rank, world=world: (rank, world))
+            parts.append(list(training._Order(n, batch_size, seed)))
+        return parts
+
+    for seed in (None, 5):
+        (whole,), parts = orders(8, 1, seed), orders(4, 2, seed)
+        assert len(parts[0]) == len(parts[1]) == len(whole)  # or one would wait for the other
+        for step, first, second in zip(whole, *parts, strict=True):
+            assert set(first) | set(second) == set(step)
+            assert len(first) + len(second) == max(2, len(step))
+
+
+def test_batches_made_ahead_are_the_loaders_and_so_are_its_errors():
+    class Rows:
+        def __getitem__(self, rows):
+            if 20 in rows:
+                raise OSError("tile 20 is damaged")
+            return torch.tensor(rows), torch.tensor(rows) * 2
+
+    for n in (0, 1, 5, 18):
+        loader = DataLoader(Rows(), batch_size=None, sampler=training._Order(n, 4, None))
+        ahead = training._Ahead(loader, cuda=False)
+        assert ahead.sampler is loader.sampler
+        assert len(ahead) == len(loader) == -(-n // 4)
+        for _ in range(2):  # epochs
+            for ours, theirs in zip(ahead, loader, strict=True):
+                for a, b in zip(ours, theirs, strict=True):
+                    torch.testing.assert_close(a, b)
+    damaged = DataLoader(Rows(), batch_size=None, sampler=training._Order(40, 4, None))
+    with pytest.raises(OSError, match="tile 20 is damaged"):
+        list(training._Ahead(damaged, cuda=False))
+
+
+def test_a_compiled_step_is_the_same_step():
+    plain, compiled = (fit(new_model(), TRAIN, VAL, epochs=1, compile=c, **PLAIN) for c in (False, "eager"))
+    assert model_digest(plain.model) == model_digest(compiled.model)
+    assert list(plain.model.state_dict()) == list(compiled.model.state_dict())
 
 
 def test_class_weights_by_hand():
