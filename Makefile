@@ -37,10 +37,9 @@ lint: $(INSTALLED)  ## ruff, import layers, types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# A comma stands for the space before an option. Longer ones (synthetic, transfer, notebooks, viewer) are run by name.
-BENCHMARKS := reading.py,--quick end_to_end.py stain.py inference.py memory.py gpu_inference.py gpu_training.py
-bench: $(INSTALLED)  ## run the benchmarks of speed and memory (5 minutes); they print tables of ratios
-	@for script in $(BENCHMARKS); do echo; echo "== benchmarks/$$script"; $(BIN)/python benchmarks/$${script/,/ } || exit 1; done
+# Longer ones (synthetic, transfer, lung_patches, nuclei, notebooks, viewer) are run by name.
+bench: $(INSTALLED)  ## run the benchmarks of speed and memory (8 minutes); one table of ratios and goals (options in ARGS)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:  ## remove .venv and caches of tools (not the demo slides: `pathkit demo --remove` does that)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,39 +1,39 @@
-"""End to end on one slide: tissue mask, grid, and every patch as an array; pathkit beside OpenSlide and pyvips.
+"""End to end on one slide: tissue mask, grid, and every patch as an array; pathkit beside what others write and offer.
 
-The peers are what everyone writes around them: a thumbnail, Otsu's threshold, a grid, a loop (one thread a core). Patches are
-256 px, unaligned with the tiles. Ways take turns; ratios are of the medians. tiatoolbox, PathML and hs2p bring their own
-torch or vips and belong into an environment of their own: they are not run here.
+A loop is what everyone writes: a thumbnail, Otsu's threshold, a grid, one thread a core. Patches are 256 px, unaligned with
+the tiles. Ways take turns; ratios are of the medians.
 
-    python benchmarks/end_to_end.py [--repeats 3]
+    python benchmarks/end_to_end.py [--quick] [--peers PYTHON]
+
+hs2p, tiatoolbox and pyvips are run where the Python of `--peers` (see `peers.py`) has them.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
+import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import openslide
 from benchmarks_slides import tissue_slide
-from skimage.color import rgb2gray
-from skimage.filters import threshold_otsu
+from peers import Peer, by_hand, with_openslide
+from results import found
 
 from pathkit.patches import patch_grid
 from pathkit.slide import open_slide
 from pathkit.tiles import CACHE
 
-SIZE, MPP = 256, 0.5
+SIZE, OVERLAP, MPP = 256, 16, 0.5
+GOALS = {"openslide, a loop": 4, "hs2p with vips": 1.5, "tiatoolbox": 10}
 THREADS = min(2, os.cpu_count() or 1)
 
 
 def ours(path):
     with open_slide(path) as slide:
-        table = patch_grid(slide, size_px=SIZE, mpp=MPP, overlap_px=16)
+        table = patch_grid(slide, size_px=SIZE, mpp=MPP, overlap_px=OVERLAP)
         out = np.empty((64, SIZE, SIZE, 3), np.uint8)
         for at in range(0, len(table), 64):
             part = table[at : at + 64]
@@ -41,52 +41,23 @@ def ours(path):
         return len(table)
 
 
-def by_hand(path, read):
-    """A mask by Otsu of a thumbnail, the same grid, and `read(x, y)` in a pool of threads."""
-    slide = openslide.OpenSlide(str(path))
-    thumbnail = rgb2gray(np.asarray(slide.get_thumbnail((1024, 1024)).convert("RGB")))
-    mask = thumbnail <= max(threshold_otsu(thumbnail), 0.95)
-    step, scale = SIZE - 16, thumbnail.shape[1] / slide.dimensions[0]
-    places = []
-    for y in range(0, slide.dimensions[1], step):
-        for x in range(0, slide.dimensions[0], step):
-            r, c = int(y * scale), int(x * scale)
-            side = max(1, int(SIZE * scale))
-            if mask[r : r + side, c : c + side].mean() >= 0.5:
-                places.append((x, y))
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(read(slide, path), places))
-    return len(places)
-
-
-def with_openslide(slide, path):
-    return lambda at: np.asarray(slide.read_region(at, 0, (SIZE, SIZE)).convert("RGB"))
-
-
-def with_pyvips(slide, path):
-    import threading
-
-    import pyvips
-
-    regions, (width, height) = threading.local(), slide.dimensions
-
-    def read(at):
-        if not hasattr(regions, "it"):
-            regions.it = pyvips.Region.new(pyvips.Image.new_from_file(str(path), page=0))
-        w, h = min(SIZE, width - at[0]), min(SIZE, height - at[1])
-        return np.frombuffer(regions.it.fetch(*at, w, h), np.uint8).reshape(h, w, 3)
-
-    return read
+def theirs(peer, name):
+    options = {"size": SIZE, "overlap": OVERLAP, "threads": THREADS, "mpp": MPP}
+    return lambda path: peer.ask("whole", name, path=str(path), **options)
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--quick", action="store_true", help="two turns, not five")
+    parser.add_argument("--peers", action="append", metavar="PYTHON", default=[])
+    options = parser.parse_args()
+    repeats = 2 if options.quick else 5
     CACHE.max_bytes = 50_000_000  # less than the slide, so that nothing is left from the turn before
-    ways = {"pathkit": ours, "openslide, a loop": lambda path: by_hand(path, with_openslide)}
-    if importlib.util.find_spec("pyvips"):
-        ways["pyvips, a loop"] = lambda path: by_hand(path, with_pyvips)
+    ways = {"pathkit": ours}
+    ways["openslide, a loop"] = lambda path: by_hand(str(path), SIZE, OVERLAP, THREADS, with_openslide)
+    for peer in map(Peer, [sys.executable, *options.peers]):
+        ways |= {name: theirs(peer, name) for name in peer.whole}
+        print(*(f"{name} {version}" for name, version in peer.versions.items()), sep=", ")
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         path = tissue_slide(Path(folder) / "slide.tif", mpp=MPP)
@@ -101,6 +72,8 @@ def main():
     print("|---|---|---|")
     for name, s in best.items():
         print(f"| {name} | {s:.3f} | {s / best['pathkit']:.1f} |")
+        if name != "pathkit":
+            found(f"mask, grid, patches: times as fast as {name}", s / best["pathkit"], least=GOALS.get(name))
 
 
 if __name__ == "__main__":

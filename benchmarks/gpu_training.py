@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from benchmarks_slides import repeated, tissue_slide
+from results import found
 
 from pathkit.models import patch_classifier
 from pathkit.slide import open_slide
@@ -77,6 +78,7 @@ def main():
     ratio = alone(options.encoder, steps) / ours
     print(f"{options.patches / ours:.0f} patches/s, {ratio:.2f} of the step alone (goal 0.95)")
     print(f"on {torch.cuda.get_device_name()}; an epoch's seconds include its validation on {BATCH} patches")
+    found("training: share of the step alone", ratio, least=0.95)
 
 
 if __name__ == "__main__":

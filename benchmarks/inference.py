@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 
 from benchmarks_slides import repeated, tissue_slide
+from results import found, peak_mb
 
 SIZE, MPP = 256, 0.5
 WAYS = ("plain", "network alone", "pathkit torch", "pathkit")
@@ -65,8 +66,6 @@ def plain(path, model, table):
 
 def one(way, path, name, n):
     """Seconds and peak memory of one way, in this process; the first turn warms up."""
-    import resource
-
     from pathkit.engine import open_engine
     from pathkit.inference import predict_patches
     from pathkit.slide import open_slide
@@ -86,11 +85,7 @@ def one(way, path, name, n):
     start = time.perf_counter()
     run()
     seconds = time.perf_counter() - start
-    print(
-        json.dumps(
-            {"seconds": seconds / n * 1000, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-        )
-    )
+    print(json.dumps({"seconds": seconds / n * 1000, "mb": peak_mb()}))
 
 
 def main():
@@ -104,7 +99,7 @@ def main():
         warnings.simplefilter("ignore")
         one(*options.one, options.encoder, options.patches)
         return
-    found = {way: [] for way in WAYS}
+    runs = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.tif"
         tissue_slide(path, mpp=MPP)
@@ -114,19 +109,22 @@ def main():
                 shared = ["--patches", str(n), "--encoder", options.encoder]
                 command = [sys.executable, __file__, *shared, "--one", way, str(path)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
-    best = {way: min(r["seconds"] for r in runs) for way, runs in found.items()}
+                runs[way].append(json.loads(done.stdout.splitlines()[-1]))
+    best = {way: min(r["seconds"] for r in some) for way, some in runs.items()}
     print(
         f"{options.encoder}, {options.patches} patches of {SIZE} px; goals: 10 times the plain way, 0.9 of the network alone"
     )
     print("| way | s per 1000 patches | times the plain way | of the network alone | peak MB |")
     print("|---|---|---|---|---|")
     for way in WAYS:
-        peak = max(r["mb"] for r in found[way])
+        peak = max(r["mb"] for r in runs[way])
         print(
             f"| {way} | {best[way]:.2f} | {best['plain'] / best[way]:.1f}"
             f" | {best['network alone'] / best[way]:.2f} | {peak:.0f} |"
         )
+    found("whole way: times the plain way", best["plain"] / best["pathkit"], least=10)
+    found("whole way: share of the network alone", best["network alone"] / best["pathkit"], least=0.9)
+    found("whole way: peak memory", max(r["mb"] for r in runs["pathkit"]), most=2048, unit="MB")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Reading patches: pathkit's direct tiles beside libjpeg-turbo alone, OpenSlide, and pyvips and tiffslide where installed.
+"""Reading patches: pathkit's direct tiles beside libjpeg-turbo alone, OpenSlide, pyvips and tiffslide.
 
 The limit is libjpeg-turbo (imagecodecs) decoding each tile that a batch needs once, from memory, and nothing else. All ways
 take turns, so that a busy machine slows them alike; the table gives shares of the limit on the same number of threads.
 
-    python benchmarks/reading.py [--quick]
+    python benchmarks/reading.py [--quick] [--peers PYTHON]
+
+pyvips and tiffslide are run where this Python, or the one of `--peers` (see `peers.py`), has them.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,8 @@ import numpy as np
 import openslide
 import pandas as pd
 import tifffile
+from peers import Peer
+from results import found
 
 from pathkit.slide import open_slide
 from pathkit.synthetic.mosaic import Mosaic
@@ -116,36 +120,13 @@ def plain(path, batches, size):
     return run
 
 
-def vips(path, batches, size):
-    import pyvips
+def peers_way(peer, name):
+    def make(path, batches, size):
+        places = [b[["x_l0", "y_l0"]].to_numpy().tolist() for b in batches]
+        options = {"path": str(path), "batches": places, "size": size}
+        return lambda threads: peer.ask("read", name, threads=threads, **options)
 
-    def run(threads):
-        def read(some):
-            region = pyvips.Region.new(pyvips.Image.new_from_file(str(path), page=0))
-            for batch in some:
-                for x, y in zip(batch["x_l0"], batch["y_l0"], strict=True):
-                    np.frombuffer(region.fetch(int(x), int(y), size, size), np.uint8).reshape(size, size, 3)
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(read, [batches[i::threads] for i in range(threads)]))
-
-    return run
-
-
-def tiffslide_(path, batches, size):
-    import tiffslide
-
-    slide = tiffslide.TiffSlide(path)
-
-    def run(threads):
-        def read(batch):
-            for x, y in zip(batch["x_l0"], batch["y_l0"], strict=True):
-                slide.read_region((int(x), int(y)), 0, (size, size), as_array=True)
-
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(read, batches))
-
-    return run
+    return make
 
 
 def measure(ways, threads, repeats):
@@ -163,13 +144,16 @@ def measure(ways, threads, repeats):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quick", action="store_true", help="256 px tiles only, three repeats")
+    parser.add_argument("--quick", action="store_true", help="256 px tiles only, two repeats")
+    parser.add_argument("--peers", action="append", metavar="PYTHON", default=[])
+    options = parser.parse_args()
     CACHE.max_bytes = 50_000_000  # less than the slide, so that nothing is left from the turn before
-    quick = parser.parse_args().quick
+    quick = options.quick
     field = Mosaic((16_000, 12_800), mpp=MPP).read((6000, 6000), (2048, 2048))
     peers = {"openslide": plain}
-    peers |= {"pyvips": vips} if importlib.util.find_spec("pyvips") else {}
-    peers |= {"tiffslide": tiffslide_} if importlib.util.find_spec("tiffslide") else {}
+    for peer in map(Peer, [sys.executable, *options.peers]):
+        peers |= {name: peers_way(peer, name) for name in peer.read}
+        print(*(f"{name} {version}" for name, version in peer.versions.items()), sep=", ")
     names = ["direct", *peers]
     print(
         "shares of the libjpeg-turbo limit, one thread / two threads; and direct against openslide on two threads"
@@ -179,24 +163,33 @@ def main():
         + "".join(f"{n:>14}" for n in names)
         + f"{'x openslide':>13}"
     )
+    reached: dict[tuple[str, str], list[float]] = {}
+    faster: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for tile in (256,) if quick else (240, 256, 512):
             for subsampling in ((2, 2), None):
                 path = write(Path(folder) / f"{tile}{subsampling}.tif", field, tile, subsampling)
                 for size, order in ((256, "rows"), (256, "random"), (512, "rows"), (512, "random")):
-                    batches = tables(size, order, 768 if size == 256 else 192)
+                    batches = tables(size, order, 512 if size == 256 else 192)
                     ways = {"limit": limit(path, batches, size, order), "direct": direct(path, batches, size)}
                     ways |= {name: make(path, batches, size) for name, make in peers.items()}
-                    one, two = (measure(ways, threads, 3 if quick else 5) for threads in (1, 2))
+                    one, two = (measure(ways, threads, 2 if quick else 3) for threads in (1, 2))
                     n = sum(map(len, batches))
                     kind = f"{tile} {'4:2:0' if subsampling else '4:4:4 RGB'}"
                     speeds = " / ".join(f"{n / seconds['limit']:.0f}" for seconds in (one, two))
                     shares = [f"{one['limit'] / one[w]:7.2f} /{two['limit'] / two[w]:5.2f}" for w in names]
                     times = two["openslide"] / two["direct"]
+                    for name in names:
+                        reached.setdefault((name, order), []).append(two["limit"] / two[name])
+                    faster.append(times)
                     print(
                         f"{kind:16}{f'{size} {order}':16}{speeds:>20}{''.join(shares)}{times:>13.1f}",
                         flush=True,
                     )
+    for (name, order), shares in reached.items():
+        goal = {"rows": 0.8, "random": 0.4}[order] if name == "direct" else None
+        found(f"{name}, {order}: least share of libjpeg-turbo, 2 threads", min(shares), least=goal)
+    found("direct: times OpenSlide, at least", min(faster), least=4)
 
 
 if __name__ == "__main__":

@@ -421,6 +421,15 @@ class HeatmapJob:
         """Pixels of the patches of one block."""
         return int(np.prod(self._block)) * self.size_px**2 * 3
 
+    @property
+    def result_bytes(self) -> int:
+        """Of the sums that are held in memory."""
+        return int(np.prod(self.shape)) * 24
+
+    def by_slide(self) -> list[tuple[Slide, int, int, float]]:
+        """The slide, its patches, those that are still to do, and the area of the slide that these cover, in µm²."""
+        return [(self.slide, self.n_patches, self.n_left, self.n_left * self.cell_um**2)]
+
     def run(
         self,
         *,
@@ -575,6 +584,16 @@ class TableJob:
     def result_bytes(self) -> int:
         """Of the numbers that are held in memory."""
         return 0 if self._store.path is not None else int(np.prod(self._store.values.shape)) * 4
+
+    def by_slide(self) -> list[tuple[Slide, int, int, float]]:
+        """As `HeatmapJob.by_slide`, of each slide."""
+        ids = self.patches["slide_id"].astype(str).to_numpy()
+        left = pd.Series(ids[np.concatenate([*self.left, np.zeros(0, np.intp)])]).value_counts()
+        patch_um2 = (self.size_px * self.mpp) ** 2
+        return [
+            (self.source[i], n, int(left.get(i, 0)), float(left.get(i, 0)) * patch_um2)
+            for i, n in pd.Series(ids).value_counts(sort=False).items()
+        ]
 
     def run(
         self,
@@ -994,6 +1013,9 @@ class _Rows:
     def commit(self) -> None:
         if self.path is not None:
             cast(np.memmap, self.values).flush()
+            self.values = np.lib.format.open_memmap(
+                self.partial, mode="r+"
+            )  # written pages would fill memory
             stored = {"settings": self.settings, "facts": self.facts, "done": self.done}
             write_text(self.note, json.dumps(stored))
 

@@ -9,11 +9,13 @@ import torch
 
 from pathkit import inference
 from pathkit.geometry import Raster
-from pathkit.inference import heatmap, heatmaps
-from pathkit.models import patch_classifier
-from pathkit.plan import plan
+from pathkit.inference import extract_features, heatmap, heatmaps
+from pathkit.models import model_digest, patch_classifier
+from pathkit.patches import patch_grid
+from pathkit.plan import plan, plan_training
 from pathkit.slide import open_slide
 from pathkit.synthetic import write_pyramid
+from pathkit.training import fit
 
 ALL = Raster(np.ones((25, 35), bool), 8.0)
 
@@ -94,6 +96,56 @@ def test_a_cohort_is_planned_slide_by_slide(slide, tmp_path):
     expected = heatmaps(table, network(), progress=False)
     np.testing.assert_array_equal(job.run(progress=False)["s"].values, expected["s"].values)
     assert (tmp_path / "maps" / "s.npz").exists()
+
+
+def test_features_are_planned_run_and_gone_on_with(slide, tmp_path, monkeypatch):
+    encoder, path = network().encoder, tmp_path / "features.npy"
+    grid = patch_grid(slide, size_px=32, mpp=0.5, mask=ALL)
+    job = plan(slide, encoder, patches=grid, sample=40, out=path)
+    assert job.table[["slide_id", "patches", "left"]].to_numpy().tolist() == [["s", len(grid), len(grid)]]
+    assert f"{len(grid)} of 32 px at 0.5 µm/px\n" in repr(job)
+    commit = inference._Rows.commit
+
+    def stopping(store):
+        commit(store)
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inference._Rows, "commit", stopping)
+        with pytest.raises(Stop):
+            job.run(progress=False)
+    later = plan(slide, encoder, patches=grid, sample=40, out=path)
+    assert later.n_left == later.table.loc[0, "left"] == len(grid) - 64
+    features = later.run(progress=False)
+    assert (later.n_left, later.table.loc[0, "left"]) == (0, 0)
+    np.testing.assert_array_equal(features, extract_features(slide, grid, encoder, progress=False))
+    with pytest.raises(ValueError, match=r"an Encoder gives features of patches=\.\.\."):
+        plan(slide, encoder)
+
+
+def test_a_training_is_planned_and_the_model_untouched_till_it_runs(slide):
+    grid = patch_grid(slide, size_px=32, mpp=0.5, mask=ALL)
+    grid["label"] = np.where(np.arange(len(grid)) % 2, "a", "b")
+    train, val, model = grid[:160], grid[160:], network()
+    before, state = model_digest(model), torch.random.get_rng_state()
+    options = {"slides": {"s": slide}, "epochs": 2, "batch_size": 32, "accelerator": "cpu"}
+    job = plan_training(model, train, val, **options)
+    assert model_digest(model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert min(job.reading, job.network, job.memory_mb) > 0
+    assert job.in_memory
+    expected = 2 * (160 + len(val) / 3) / job.network + len(grid) / job.reading
+    assert job.seconds == pytest.approx(expected)
+    for part in ("160 to learn from", "2 epochs", "once, then kept", "GB", "on this machine"):
+        assert part in repr(job)
+        assert part in job._repr_html_()
+    trained = job.run(progress=False)
+    again = fit(network(), train, val, progress=False, **options)
+    assert model_digest(trained.model) == model_digest(again.model)
+    streamed = plan_training(network(), train, val, budget_gb=0, **options)
+    assert not streamed.in_memory
+    assert streamed.memory_mb < job.memory_mb + 500
+    assert "in each epoch" in repr(streamed)
 
 
 def test_a_plan_without_a_sample_is_none(slide):
