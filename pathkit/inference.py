@@ -61,6 +61,8 @@ BLOCK = (8, 16)
 BLOCK_BYTES = 32_000_000
 #: Patches read together where they lie in a table; on a GPU.
 READ_TOGETHER, GPU_BATCH = 64, 256
+#: Pixels of a place that are this near to its highest belong to its summit.
+SUMMIT = 0.02
 #: Blocks between two commits of a heatmap.
 COMMIT_EVERY = 16
 
@@ -669,8 +671,8 @@ def lesions(
     Returns
     -------
     DataFrame
-        slide_id, x_um, y_um (where it is highest), score (the highest value), mean_score, area_um2, length_um (greatest
-        extent), highest score first.
+        slide_id, x_um, y_um (where it is highest; of pixels within 0.02 of that, the one nearest the middle), score (the
+        highest value), mean_score, area_um2, length_um (greatest extent), highest score first.
     """
     from skimage.measure import label, regionprops
 
@@ -679,8 +681,8 @@ def lesions(
     found = []
     for piece in regionprops(pieces):
         inside = values[piece.coords[:, 0], piece.coords[:, 1]]
-        # Of several highest places the one nearest the middle, so that a plateau is hit in its centre.
-        highest = piece.coords[inside >= inside.max() - 1e-6]
+        # Of the highest places the one nearest the middle: which pixel of a plateau is highest by a hair says nothing.
+        highest = piece.coords[inside >= inside.max() - SUMMIT]
         place = highest[np.argmin(((highest - piece.coords.mean(0)) ** 2).sum(1))]
         extent = np.ptp(piece.coords, axis=0) + 1
         found.append(

@@ -66,10 +66,11 @@ def auc(y: ArrayLike, score: ArrayLike) -> float:
     ValueError
         If one of the classes is missing, lengths differ, or a score is not finite.
     """
-    from sklearn.metrics import roc_auc_score
-
-    y, score = _binary(y, score, "auc")
-    return float(roc_auc_score(y, score))
+    truth, scores = _binary(y, score, "auc")
+    below, pairs = _pairs_in_order(truth, scores)
+    if not pairs:
+        raise ValueError(f"auc: all {len(truth)} rows have one class; the area needs both.")
+    return below / pairs
 
 
 def auc_within(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
@@ -83,8 +84,6 @@ def auc_within(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     ValueError
         If no group has both classes; else as `auc`.
     """
-    from scipy.stats import rankdata
-
     truth, scores, groups = np.asarray(y), np.asarray(score, float), np.asarray(group)
     if not truth.shape == scores.shape == groups.shape or truth.ndim != 1 or not np.isfinite(scores).all():
         raise ValueError(
@@ -94,15 +93,19 @@ def auc_within(y: ArrayLike, score: ArrayLike, group: ArrayLike) -> float:
     below = pairs = 0.0
     for name in pd.unique(groups):
         inside = groups == name
-        positive = truth[inside]
-        n, m = int(positive.sum()), int((~positive).sum())
-        below += (
-            rankdata(scores[inside])[positive].sum() - n * (n + 1) / 2
-        )  # negatives below positives, Mann and Whitney
-        pairs += n * m
+        below_here, pairs_here = _pairs_in_order(truth[inside], scores[inside])
+        below, pairs = below + below_here, pairs + pairs_here
     if not pairs:
         raise ValueError(f"auc_within: none of {len(pd.unique(groups))} groups has both classes.")
     return float(below / pairs)
+
+
+def _pairs_in_order(truth: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[float, int]:
+    """Pairs of a negative and a positive with the negative below (ties half, Mann and Whitney), and all pairs."""
+    negatives = np.sort(scores[~truth])
+    positives = scores[truth]
+    lower, upper = (np.searchsorted(negatives, positives, side=side) for side in ("left", "right"))
+    return float((lower + upper).sum() / 2), len(negatives) * len(positives)
 
 
 def average_precision(y: ArrayLike, score: ArrayLike) -> float:
@@ -511,11 +514,13 @@ def froc_interval(
     codes, patients = pd.factorize(patient)
     of_slide = dict(zip(patient.index, codes, strict=True))
     whole = froc(detections, lesions, len(slides), fp_per_slide=fp_per_slide)
-    hits, false_positives = _hits_and_false_positives(match_detections(detections, lesions))
     to_find = _to_find(lesions)
     lesions_of = np.bincount(to_find["slide_id"].map(of_slide), minlength=len(patients))
     slides_of = np.bincount(codes, minlength=len(patients))
-    hit_patient, fp_patient = hits["slide_id"].map(of_slide), false_positives["slide_id"].map(of_slide)
+    hits, false_positives = (
+        (rows["score"].to_numpy(float), rows["slide_id"].map(of_slide).to_numpy(int))
+        for rows in _hits_and_false_positives(match_detections(detections, lesions))
+    )
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(n):
@@ -523,13 +528,11 @@ def froc_interval(
         n_lesions = int(times @ lesions_of)
         if n_lesions == 0:
             continue
-        drawn_hits = hits.loc[hits.index.repeat(times[hit_patient])] if len(hits) else hits
-        drawn_fps = (
-            false_positives.loc[false_positives.index.repeat(times[fp_patient])]
-            if len(false_positives)
-            else hits[:0]
+        drawn, wrong = (
+            np.repeat(scores, times[of_patient]) for scores, of_patient in (hits, false_positives)
         )
-        values.append(_curve(drawn_hits, drawn_fps, n_lesions, int(times @ slides_of), fp_per_slide).mean)
+        _, false, sensitivity = _steps(drawn, wrong, n_lesions, int(times @ slides_of))
+        values.append(float(_read_at(false, sensitivity, fp_per_slide).mean()))
     return _interval(whole.mean, values, level, n)
 
 
@@ -557,21 +560,28 @@ def _curve(
         raise ValueError(
             "froc: no lesion to find. Sensitivity needs at least one (after those to be ignored)."
         )
-    hit_scores = np.sort(hits["score"].to_numpy(float))
-    fp_scores = np.sort(false_positives["score"].to_numpy(float))
-    thresholds = np.unique(np.concatenate([hit_scores, fp_scores]))[::-1]
-    found = len(hit_scores) - np.searchsorted(hit_scores, thresholds, side="left")
-    false = len(fp_scores) - np.searchsorted(fp_scores, thresholds, side="left")
-    points = pd.DataFrame(
-        {
-            "threshold": np.concatenate([[np.inf], thresholds]),
-            "fp_per_slide": np.concatenate([[0], false / n_slides]),
-            "sensitivity": np.concatenate([[0], found / n_lesions]),
-        }
-    )
-    position = np.searchsorted(points["fp_per_slide"], np.asarray(fp_per_slide) + 1e-12, side="right") - 1
-    at = points["sensitivity"].to_numpy()[position]
+    found, wrong = (rows["score"].to_numpy(float) for rows in (hits, false_positives))
+    thresholds, false, sensitivity = _steps(found, wrong, n_lesions, n_slides)
+    points = pd.DataFrame({"threshold": thresholds, "fp_per_slide": false, "sensitivity": sensitivity})
+    at = _read_at(false, sensitivity, fp_per_slide)
     return FrocCurve(points, {float(k): float(v) for k, v in zip(fp_per_slide, at, strict=True)})
+
+
+def _steps(
+    hits: NDArray[np.float64], false_positives: NDArray[np.float64], n_lesions: int, n_slides: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Thresholds from infinity down, with the false positives a slide and the sensitivity at each."""
+    hits, false_positives = np.sort(hits), np.sort(false_positives)
+    thresholds = np.append(np.inf, np.unique(np.concatenate([hits, false_positives]))[::-1])
+    found = len(hits) - np.searchsorted(hits, thresholds)
+    false = len(false_positives) - np.searchsorted(false_positives, thresholds)
+    return thresholds, false / n_slides, found / n_lesions
+
+
+def _read_at(
+    false: NDArray[np.float64], sensitivity: NDArray[np.float64], fp_per_slide: Sequence[float]
+) -> NDArray[np.float64]:
+    return sensitivity[np.searchsorted(false, np.asarray(fp_per_slide) + 1e-12, side="right") - 1]
 
 
 # Intervals -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -34,42 +33,42 @@ __all__ = [
 ]
 
 
-class SmallCNN(Encoder):
-    """Four convolutional stages for patches of 48 to 128 pixels; 0.3 million parameters, trained from scratch.
+class _FromScratch(Encoder):
+    """Convolutions of 3 x 3 with (inputs, outputs, stride) as `plan` says; mean and maximum are pooled side by side: a few
+    tumour cells at the edge of a patch change the maximum, not the mean."""
 
-    Mean and maximum are pooled side by side: a few tumour cells at the edge of a patch change the maximum, not the mean.
-    """
-
-    name, dim, size_px = "small", 256, 96
+    plan: tuple[tuple[int, int, int], ...]
+    dropout = 0.0
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 24, 48, 96, 128)
-        stages = [_stage(a, b) for a, b in itertools.pairwise(widths)]
-        self.stages = nn.Sequential(*stages)
+        self.stages = nn.Sequential(*[_layer(*each) for each in self.plan])
+        self.drop = nn.Dropout(self.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.stages((x.float() - 180.0) / 60.0)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+        return self.drop(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
 
 
-class CellCNN(Encoder):
+class SmallCNN(_FromScratch):
+    """Four convolutional stages for patches of 48 to 128 pixels; 0.3 million parameters, trained from scratch.
+
+    The first stage is narrow and has one layer: where there are most pixels, a layer costs most.
+    """
+
+    name, dim, size_px = "small", 256, 96
+    plan = ((3, 16, 2), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 128, 2), (128, 128, 1))
+
+
+class CellCNN(_FromScratch):
     """For patches of one cell, 32 to 64 pixels; 0.2 million parameters, trained from scratch.
 
     The first layer keeps every pixel: at 0.5 µm each, a chromosome plate is four of them wide.
     """
 
     name, dim, size_px = "cell", 192, 48
-
-    def __init__(self) -> None:
-        super().__init__()
-        plan = [(3, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 2), (96, 96, 1)]
-        self.stages = nn.Sequential(*[_layer(*each) for each in plan])
-        self.drop = nn.Dropout(0.2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.stages((x.float() - 180.0) / 60.0)
-        return self.drop(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
+    plan = ((3, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 2), (96, 96, 1))
+    dropout = 0.2
 
 
 def _layer(n_in: int, n_out: int, stride: int) -> nn.Sequential:
@@ -79,17 +78,6 @@ def _layer(n_in: int, n_out: int, stride: int) -> nn.Sequential:
 
 #: Networks that are trained from scratch, by name.
 _FROM_SCRATCH: dict[str, type[Encoder]] = {net.name: net for net in (SmallCNN, CellCNN)}
-
-
-def _stage(n_in: int, n_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(n_in, n_out, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(n_out),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(n_out, n_out, 3, padding=1, groups=4, bias=False),
-        nn.BatchNorm2d(n_out),
-        nn.ReLU(inplace=True),
-    )
 
 
 class OrdinalHead(nn.Module):

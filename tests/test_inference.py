@@ -405,6 +405,17 @@ def test_lesions_by_hand():
     assert len(lesions(two_lesions(), threshold=0.5, min_area_um2=2000)) == 1
 
 
+def test_a_flat_summit_is_placed_in_the_middle_of_the_lesion():
+    values = np.full((20, 30), 0.1, np.float32)
+    values[5:12, 6:19] = 0.985
+    values[5, 6] = 0.99  # higher by a hair, in a corner
+    place = lesions(Raster(values, 1.0)).iloc[0]
+    assert (place["x_um"], place["y_um"], place["score"]) == (12.5, 8.5, pytest.approx(0.99))
+    values[5, 6], values[6, 6] = 1.0, 0.9  # a summit of its own: the place stays there
+    place = lesions(Raster(np.where(values == np.float32(0.985), np.float32(0.97), values), 1.0)).iloc[0]
+    assert (place["x_um"], place["y_um"]) == (6.5, 5.5)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_looser_threshold_covers_more(seed):
     values = np.random.default_rng(seed).random((30, 30)).astype(np.float32)

@@ -293,6 +293,20 @@ def test_froc_interval_holds_the_value_and_needs_no_detection():
     assert (nothing.value, nothing.high) == (0, 0)
 
 
+def test_patients_that_are_alike_leave_froc_in_no_doubt():
+    found, lesions, _ = random_case(2)
+    found, lesions = (
+        pd.concat([f.assign(slide_id=f["slide_id"] + f"-{k}") for k in range(4)], ignore_index=True)
+        for f in (found, lesions)
+    )
+    lesions["lesion_id"] = [f"l{i}" for i in range(len(lesions))]
+    slides = pd.DataFrame({"slide_id": [f"s{i}-{k}" for k in range(4) for i in range(6)]})
+    slides["patient_id"] = slides["slide_id"].str[-1]
+    interval = froc_interval(found, lesions, slides, n=50)
+    assert interval.low == interval.high == pytest.approx(interval.value)
+    assert 0 < interval.value < 1
+
+
 # Intervals -------------------------------------------------------------------------------------------------------
 
 
