@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -114,7 +115,7 @@ def predict_patches(
         model, patches, SlideSource(slides), len(model.classes), stain=stain, together=batch_size or 0
     )
     logits = job.run(batch_size=batch_size, engine=engine, workers=workers, progress=progress)
-    probabilities = torch.softmax(torch.from_numpy(logits), dim=1).numpy()
+    probabilities = softmax(logits, axis=1)
     columns = {f"p_{name}": probabilities[:, i] for i, name in enumerate(model.classes)}
     return patches.assign(**columns, predicted=np.array(model.classes, dtype=object)[probabilities.argmax(1)])
 
@@ -455,7 +456,7 @@ class HeatmapJob:
             reads = [_Read(len(b), partial(self.read, b)) for b in todo]
             outputs = _network_output(used, reads, self.slide.name, progress, workers)
         for block, logits in zip(todo, outputs, strict=True):
-            probability = torch.softmax(torch.from_numpy(logits), dim=1).numpy()[:, self._column]
+            probability = softmax(logits, axis=1)[:, self._column]
             store.add(self._cells(block), probability)
             if store.done % COMMIT_EVERY == 0:
                 store.commit()
