@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pathkit.patches import SlideSource
-from pathkit.view.pane import load_bokeh, pane
+from pathkit.view.pane import free, load_bokeh, pane
 from pathkit.view.threshold import is_static
 
 __all__ = ["Gallery", "Rows", "Shown"]
@@ -40,6 +40,7 @@ class Shown:
         if self._widget is None:
             load_bokeh()
             self._widget = self._built()
+            free(self._widget)
         return self._widget
 
     def _ipython_display_(self) -> None:

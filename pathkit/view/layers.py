@@ -675,14 +675,10 @@ class Points(Layer):
 
         from pathkit.view.viewer import data_uri
 
-        parts = self._slices(view.box_l0)
-        frame = (
-            self._sorted.iloc[parts[0]]
-            if len(parts) == 1
-            else pd.concat([self._sorted.iloc[p] for p in parts])
-        )
-        rgba = self._shaded(frame, view.box_l0, (view.width_px, view.height_px))
-        _, png = cv2.imencode(".png", rgba[..., [2, 1, 0, 3]], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        # 32 steps a channel, packed by runs: half the time and bytes, and on points no eye sees it.
+        bgra = cv2.cvtColor(self._shaded_frame(view) & 0xF8, cv2.COLOR_RGBA2BGRA)
+        fast = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+        _, png = cv2.imencode(".png", bgra, fast)
         box = view.box_l0
         return {
             "url": [data_uri(png.tobytes(), "png")],
@@ -708,10 +704,13 @@ class Points(Layer):
             return np.zeros((*size[::-1], 4), np.uint8)
         count = cv2.boxFilter(np.ascontiguousarray(count[..., used]), -1, (3, 3), normalize=False)
         count = count.reshape(*size[::-1], len(used))
-        total = count.sum(2)
-        colour = (count @ self.palette[used].astype(np.float32)) / np.maximum(total, 1e-6)[..., None]
-        alpha = np.where(total > 0.5, 150 + 105 * np.log1p(total) / np.log1p(total.max()), 0)
-        return np.dstack([colour, alpha]).astype(np.uint8)
+        # One product gives the colours, summed, and the number of points.
+        mixed = count @ np.column_stack([self.palette[used], np.ones(len(used))]).astype(np.float32)
+        total = mixed[..., 3]
+        rgba = np.empty(mixed.shape, np.uint8)
+        rgba[..., :3] = mixed[..., :3] / np.maximum(total, 1e-6)[..., None]
+        rgba[..., 3] = np.where(total > 0.5, 150 + 105 * np.log1p(total) / np.log1p(total.max()), 0)
+        return rgba
 
     def draw(self, axes: Any, view: Any) -> None:
         rows = self._few(view.box_l0)
@@ -727,8 +726,8 @@ class Points(Layer):
         self._draw_rows(axes, rows)
 
     def _shaded_frame(self, view: Any) -> NDArray[np.uint8]:
-        parts = self._slices(view.box_l0)
-        frame = pd.concat([self._sorted.iloc[p] for p in parts])
+        parts = [self._sorted.iloc[part] for part in self._slices(view.box_l0)]
+        frame = parts[0] if len(parts) == 1 else pd.concat(parts)
         return self._shaded(frame, view.box_l0, (view.width_px, view.height_px))
 
     def _draw_rows(self, axes: Any, rows: NDArray[np.intp]) -> None:

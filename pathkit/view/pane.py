@@ -15,7 +15,7 @@ from typing import Any
 
 from pathkit.view import registry
 
-__all__ = ["load_bokeh", "pane"]
+__all__ = ["free", "load_bokeh", "pane"]
 
 JS = Path(__file__).parent / "js"
 #: Changes kept for a page that is not there; of more, the whole model is sent when it comes.
@@ -86,6 +86,18 @@ def _pane_class() -> type[Any]:
                 super().close()
 
     return Pane
+
+
+def free(*widgets: Any) -> None:
+    """Let the page choose the thread in which Python hears widgets, and those inside them.
+
+    ipykernel 7 answers where it was last asked: what the page says goes to the subshell that last spoke to it, which is lost
+    once JupyterLab has closed that subshell, or waits for the running cell once a cell has spoken. Other kernels ignore this.
+    """
+    for widget in widgets:
+        if getattr(widget, "comm", None) is not None:
+            widget.comm._reply_subshell_for = lambda _data, chosen: chosen
+        free(*getattr(widget, "children", ()))
 
 
 def load_bokeh() -> None:

@@ -34,7 +34,7 @@ from pathkit.geometry import Box
 from pathkit.slide import Slide, SlideError
 from pathkit.view import registry
 from pathkit.view.layers import PALETTE, Layer, SecondSlide, as_layer
-from pathkit.view.pane import JS, load_bokeh, pane
+from pathkit.view.pane import JS, free, load_bokeh, pane
 from pathkit.view.threshold import is_static
 from pathkit.view.tiles import TILE_PX, Pyramid, TileCache, jpeg
 
@@ -598,6 +598,7 @@ class _Live:
         self.error = ipywidgets.HTML()
         wide = {"width": "100%", "flex": "1 1 auto", "min_width": "0"}  # a part of a row as well as alone
         self.box = ipywidgets.VBox([row, self.error], layout=wide)
+        free(self.box)
 
     # From and to the browser
 
@@ -731,6 +732,7 @@ class _Live:
         place.style.description_width, place.layout.width = "55px", "auto"
         place.observe(lambda c: self._go(c["new"]), "value")
         self.panel.children = [*rows, drawing, place]
+        free(self.panel)
 
     def _set(self, layer: Layer, **changes: Any) -> None:
         for name, value in changes.items():

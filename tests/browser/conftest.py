@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from live import Page
 
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -59,7 +60,8 @@ def lab(tmp_path_factory):
         f"--IdentityProvider.token={token}",
         f"--ServerApp.root_dir={folder}",
     ]
-    command += ["--LabApp.expose_app_in_browser=True", "--ServerApp.port_retries=0"]
+    command += [f"--{app}.expose_app_in_browser=True" for app in ("LabApp", "JupyterNotebookApp")]
+    command += ["--ServerApp.port_retries=0"]
     log = (root / "log").open("w")
     server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}{base}"
@@ -68,7 +70,10 @@ def lab(tmp_path_factory):
         yield folder, address, token
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
         log.close()
 
 
@@ -93,3 +98,17 @@ def browser():
         instance = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
         yield instance
         instance.close()
+
+
+@pytest.fixture
+def notebook(lab, browser):
+    """Runs a notebook: ``notebook(name, *cells, viewers=0, subshells=True)`` gives its `live.Page`, closed at the end."""
+    pages = []
+
+    def run(name, *cells, **options):
+        pages.append(Page(lab, browser, name, *cells, **options))
+        return pages[-1]
+
+    yield run
+    for page in pages:
+        page.close()

@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_viewer import Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -55,8 +54,8 @@ def drag(page, corners):
     page.page.mouse.up()
 
 
-def test_lasso_gallery_and_slide_choose_across_slides(lab, browser, tmp_path):
-    page = Page(lab, browser, "explorer", [SETUP, EXPLORER], 0)
+def test_lasso_gallery_and_slide_choose_across_slides(notebook):
+    page = notebook("explorer", SETUP, EXPLORER)
     page.page.wait_for_function("() => document.querySelectorAll('.bk-Figure').length > 1", timeout=60_000)
     page.page.wait_for_timeout(1000)
     around = [[-9, -9], [250, -9], [250, 250], [-9, 250], [-9, -9]]
@@ -75,17 +74,13 @@ def test_lasso_gallery_and_slide_choose_across_slides(lab, browser, tmp_path):
     )  # of the second row, the first: 16
     page.ready(1)
     page.until("print(view.slide_id, view.gallery.selection.index.tolist())", "b [16]")
-    page.page.screenshot(path=tmp_path / "explorer.png")
     page.python("view.viewer.select([17])")
     page.until("print(view.selection.index.tolist())", "[0, 1, 4, 5, 17]")  # those of slide a stay
     page.until("print(view._points.selected.indices)", "[0, 1, 4, 5, 17]")
-    page.page.close()
-    assert page.errors == []
-    assert page.hosts == {"127.0.0.1"}
 
 
-def test_a_threshold_and_a_bin_outline_their_patches(lab, browser, tmp_path):
-    page = Page(lab, browser, "curves", [SETUP, CURVES], 1)
+def test_a_threshold_and_a_bin_outline_their_patches(notebook):
+    page = notebook("curves", SETUP, CURVES, viewers=1)
     points = json.loads(
         page.python("print(json.dumps(roc.points[['x', 'y', 'threshold']].iloc[18].tolist()))")
     )
@@ -100,12 +95,8 @@ def test_a_threshold_and_a_bin_outline_their_patches(lab, browser, tmp_path):
         timeout=8000,
     )
     page.page.wait_for_timeout(300)
-    page.page.screenshot(path=tmp_path / "curves.png")
     page.page.mouse.click(
         *page.page.evaluate(PLACE, ["score", [[0.12, 3]]])[0]
     )  # the lowest quarter of the scores
     page.until("print(viewer.selection.index.tolist())", "[0, 1, 2, 3, 4, 5]")
     page.until("print(roc.selection.index[:6].tolist())", "[0, 1, 2, 3, 4, 5]")
-    page.page.close()
-    assert page.errors == []
-    assert page.hosts == {"127.0.0.1"}

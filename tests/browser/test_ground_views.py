@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_viewer import SETUP, VIEWERS, Page
+from live import VIEWERS
+from test_viewer import SETUP
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -25,14 +26,8 @@ grid = pd.DataFrame({"slide_id": "s", "x_l0": xs.ravel(), "y_l0": ys.ravel(), "s
 """
 
 
-def page_with(lab, browser, name, code):
-    return Page(lab, browser, name, [SETUP + MAKE, code], 1)
-
-
-def closed(page):
-    page.page.close()
-    assert page.errors == []
-    assert page.hosts == {"127.0.0.1"}
+def page_with(notebook, name, code):
+    return notebook(name, SETUP + MAKE, code, viewers=1)
 
 
 def click(page, x_l0, y_l0):
@@ -41,8 +36,8 @@ def click(page, x_l0, y_l0):
     page.page.mouse.click(*page.screen(x_l0, y_l0))
 
 
-def test_a_click_gives_the_address_of_that_pixel(lab, browser, tmp_path):
-    page = page_with(lab, browser, "coordinates", "board = CoordinateLab(slide, size_px=100, mpp=1.0)\nboard")
+def test_a_click_gives_the_address_of_that_pixel(notebook):
+    page = page_with(notebook, "coordinates", "board = CoordinateLab(slide, size_px=100, mpp=1.0)\nboard")
     click(page, 700, 500)
     for _ in range(60):
         x, y = json.loads(page.python("print(json.dumps(board.place_l0))"))
@@ -57,27 +52,23 @@ def test_a_click_gives_the_address_of_that_pixel(lab, browser, tmp_path):
         timeout=8000,
     )
     assert "tile of level 0" in table.inner_text()
-    page.page.screenshot(path=tmp_path / "coordinates.png")
-    closed(page)
 
 
-def test_a_clicked_patch_is_shown_at_all_rungs_with_its_row(lab, browser, tmp_path):
-    page = page_with(lab, browser, "ladder", "board = PatchLadder(slide, grid, (0.5, 1.0, 2.0))\nboard")
+def test_a_clicked_patch_is_shown_at_all_rungs_with_its_row(notebook):
+    page = page_with(notebook, "ladder", "board = PatchLadder(slide, grid, (0.5, 1.0, 2.0))\nboard")
     picture = "() => [...document.querySelectorAll('img')].map(i => i.src).filter(s => s.startsWith('blob:')).join()"
     before = page.page.evaluate(picture)
     click(page, 500, 300)
     page.until("print(board.selection['x_l0'].item(), board.selection['y_l0'].item())", "400 200")
     page.page.wait_for_function(f"(b) => ({picture})() !== b", arg=before, timeout=8000)
-    page.page.screenshot(path=tmp_path / "ladder.png")
-    closed(page)
 
 
-def test_a_slider_drives_the_mask(lab, browser, tmp_path):
+def test_a_slider_drives_the_mask(notebook):
     code = (
         "board = tune(tissue_mask, slide, od_threshold=(0.01, 0.6, 0.05), score=lambda m: f'{m.values.mean():.4f} tissue')\n"
         "board"
     )
-    page = page_with(lab, browser, "tuner", code)
+    page = page_with(notebook, "tuner", code)
     before = float(page.python("print(board.result.values.mean())"))
     assert before == pytest.approx(3.14159 * 480**2 / (1200 * 1600), abs=0.02)
     handle = page.page.locator(".widget-slider .noUi-handle").first
@@ -86,21 +77,17 @@ def test_a_slider_drives_the_mask(lab, browser, tmp_path):
         handle.press("ArrowRight")
     page.until("print(board.result.values.any())", "False", timeout=20)
     page.page.locator(".widget-label", has_text="0.0000 tissue").wait_for(timeout=8000)
-    page.page.screenshot(path=tmp_path / "tuner.png")
-    closed(page)
 
 
-def test_the_case_board_shows_its_panes_and_its_slide_moves(lab, browser, tmp_path):
+def test_the_case_board_shows_its_panes_and_its_slide_moves(notebook):
     code = (
         "viewer = SlideViewer(slide, height_px=300)\n"
         "board = CaseBoard({'slide': viewer, 'numbers': grid.head(3), 'words': 'A synthetic case.'}, title='The case')\nboard"
     )
-    page = page_with(lab, browser, "case", code)
+    page = page_with(notebook, "case", code)
     for words in ("The case", "A synthetic case."):
         page.page.get_by_text(words, exact=False).first.wait_for(timeout=8000)
     page.python("viewer.go_to((800, 600), mpp=0.5)")
     page.page.wait_for_timeout(500)
     x0, y0, x1, y1 = page.box()
     assert [(x0 + x1) / 2, (y0 + y1) / 2] == pytest.approx([800, 600], abs=2)
-    page.page.screenshot(path=tmp_path / "case.png")
-    closed(page)

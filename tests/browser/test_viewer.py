@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 
-import nbformat
 import numpy as np
 import pytest
 import tifffile
-from nbformat.v4 import new_code_cell, new_notebook
-from PIL import Image
+from live import KERNEL, RUN, VIEWERS, Page
 
 from pathkit.slide import open_slide
 
@@ -38,117 +35,6 @@ link(a, b)
 scatter = link(a, chart)
 display(ipywidgets.VBox([ipywidgets.HBox([w], layout={"width": "1000px"}) for w in (a.widget(), b.widget(), scatter)]))
 """
-KERNEL = """() => {
-    const kernel = window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel;
-    return kernel?.connectionStatus === 'connected' && kernel?.status === 'idle';
-}"""
-RUN = """(code) => new Promise((done) => {
-    let text = "";
-    const future = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code });
-    future.onIOPub = (m) => {
-        if (m.header.msg_type === "stream") text += m.content.text;
-        if (m.header.msg_type === "error") text += m.content.evalue;
-    };
-    future.done.then(() => done(text));
-})"""
-#: The viewers of the page, in the order of their making.
-VIEWERS = "Bokeh.documents.flatMap(d => d.roots()).filter(r => r.pathkit).map(r => r.pathkit)"
-
-
-class Page:
-    """A notebook that ran, and what its page did."""
-
-    def __init__(self, lab, browser, name, cells, viewers, *, subshells=True):
-        folder, self.address, token = lab
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        cells = [new_code_cell(c) for c in cells]
-        nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
-        self.url = f"{self.address}lab/tree/{name}.ipynb?reset&token={token}"
-        self.page = browser.new_page(viewport={"width": 1600, "height": 1500})
-        self.errors, self.hosts, self.tiles, self.sent, self.socket_down = [], set(), [], 0, 0
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.on("request", self._asked)
-        self.page.on("websocket", lambda ws: ws.on("framesent", self._sent))
-        self.page.goto(self.url)
-        self.page.wait_for_selector(".jp-NotebookPanel-toolbar", timeout=90_000)
-        self.page.wait_for_function(KERNEL, timeout=90_000)
-        if not subshells:  # as where the kernel has none: it hears nothing while a cell runs
-            self.page.evaluate(
-                "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.commsOverSubshells"
-                " = 'disabled'; }"
-            )
-        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-        self.ready(viewers)
-
-    def _asked(self, request):
-        if request.url.startswith("http"):
-            self.hosts.add(request.url.split("/")[2].split(":")[0])
-        if "/pathkit/tiles/" in request.url:
-            self.tiles.append(request.url)
-
-    def _sent(self, payload):
-        self.sent += len(payload)
-
-    def ready(self, viewers=1):
-        self.page.wait_for_function(
-            f"() => window.Bokeh && {VIEWERS}.length >= {viewers} && {VIEWERS}.every(v => v.tiles[0].sharp)",
-            timeout=60_000,
-        )
-        self.page.wait_for_timeout(400)
-
-    def python(self, code):
-        return self.page.evaluate(RUN, code).strip()
-
-    def js(self, expression, viewer=0):
-        return self.page.evaluate(f"() => {{ const v = {VIEWERS}.at({viewer}); return ({expression}); }}")
-
-    def sharp(self, viewer=0, timeout=10_000):
-        self.page.wait_for_timeout(60)
-        self.page.wait_for_function(f"() => {VIEWERS}.at({viewer}).tiles[0].sharp", timeout=timeout)
-        self.page.wait_for_timeout(100)
-
-    def frame(self, viewer=0):
-        """The figure's inner frame on the page: x, y, width, height in CSS pixels."""
-        return self.js(
-            "(() => { const b = v.plot.canvas_view.el.getBoundingClientRect(), f = v.frame;"
-            " return [b.x + f.left, b.y + f.top, f.width, f.height]; })()",
-            viewer,
-        )
-
-    def box(self, viewer=0):
-        return self.js("[v.xr.start, v.yr.end, v.xr.end, v.yr.start]", viewer)
-
-    def crop(self, viewer=0, size=(320, 200)):
-        """Pixels around the middle of the frame, and the level-0 place of their corner."""
-        x, y, width, height = self.frame(viewer)
-        left, top = round(x + width / 2 - size[0] / 2), round(y + height / 2 - size[1] / 2)
-        png = self.page.screenshot(clip={"x": left, "y": top, "width": size[0], "height": size[1]})
-        x0, y0, x1, _ = self.box(viewer)
-        scale = (x1 - x0) / width
-        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), (
-            x0 + (left - x) * scale,
-            y0 + (top - y) * scale,
-            scale,
-        )
-
-    def screen(self, x_l0, y_l0, viewer=0):
-        """Where a place of the slide is on the page."""
-        x, y, width, _ = self.frame(viewer)
-        x0, y0, x1, _ = self.box(viewer)
-        return x + (x_l0 - x0) * width / (x1 - x0), y + (y_l0 - y0) * width / (x1 - x0)
-
-    def tool(self, kind, viewer=0):
-        self.js(
-            f"v.figure.toolbar.tools.forEach(t => {{ if (t.type === '{kind}') t.active = true; }})", viewer
-        )
-        self.page.wait_for_timeout(100)
-
-    def until(self, code, expected, timeout=8):
-        """Run `code` until it prints what is expected."""
-        end = time.time() + timeout
-        while (got := self.python(code)) != expected and time.time() < end:
-            time.sleep(0.1)
-        assert got == expected
 
 
 @pytest.fixture(scope="module")
@@ -176,11 +62,9 @@ def slide_path(lab):
 @pytest.fixture(scope="module")
 def linked(lab, browser, slide_path):
     """Two linked viewers and a linked chart."""
-    page = Page(lab, browser, "linked", [SETUP, LINKED], 2)
+    page = Page(lab, browser, "linked", SETUP, LINKED, viewers=2)
     yield page
-    page.page.close()
-    assert page.errors == []
-    assert page.hosts == {"127.0.0.1"}
+    page.close()
 
 
 def difference(pixels, truth):
@@ -263,10 +147,7 @@ def test_wheel_keyboard_and_home(linked):
 
 @pytest.mark.parametrize("subshells", ["perCommTarget", "disabled"])
 def test_tiles_arrive_while_a_cell_runs(linked, subshells):
-    linked.page.evaluate(
-        "(how) => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.commsOverSubshells = how; }",
-        subshells,
-    )
+    linked.subshells(subshells)
     linked.python(f"a.go_to((1500, 1200), mpp={MPP * 2})")
     linked.sharp()
     linked.page.evaluate(
@@ -286,6 +167,32 @@ def test_tiles_arrive_while_a_cell_runs(linked, subshells):
     assert np.ptp(pixels) > 30
     linked.page.wait_for_function("() => !window.asleep", timeout=20_000)
     assert scale < 1.9 and np.isfinite([x0, y0]).all()  # noqa: PT018
+
+
+def test_python_hears_the_page_whichever_thread_spoke_last(linked):
+    """ipykernel would send what the page says to the thread that spoke last: a busy one, or one that is gone."""
+    linked.subshells("perCommTarget")
+    linked.python(f"a.go_to((1500, 1200), mpp={MPP * 2})")
+    linked.sharp()
+    linked.page.evaluate(
+        "([run, code]) => { eval(run)(code).then((text) => { window.heard = text.trim(); }); }",
+        [
+            RUN,
+            "a.go_to((2000, 1500)); seen = []\n"
+            "for _ in range(50): time.sleep(0.05); seen.append(round(a.view.box_l0.x))\n"
+            "print(seen[0] - seen[-1])",
+        ],
+    )
+    linked.page.wait_for_timeout(700)
+    linked.js("v.go(v.centre[0] - 300, v.centre[1])")  # while the cell runs that has just spoken
+    linked.page.wait_for_function("() => window.heard !== undefined", timeout=20_000)
+    assert linked.page.evaluate("() => window.heard") == "300"
+    linked.subshells("disabled")  # the subshell that has answered is closed
+    linked.page.wait_for_timeout(500)
+    x = round(linked.box()[0])
+    linked.js("v.go(v.centre[0] + 200, v.centre[1])")
+    linked.until(f"print(abs(a.view.box_l0.x - {x + 200}) < 2)", "True")
+    linked.subshells("perCommTarget")
 
 
 def test_a_lasso_selects_patches_and_chart_and_back(linked):
@@ -330,7 +237,7 @@ def test_a_lasso_selects_patches_and_chart_and_back(linked):
     linked.tool("PanTool")
 
 
-def test_a_drawn_polygon_comes_back_to_a_pixel(linked, tmp_path):
+def test_a_drawn_polygon_comes_back_to_a_pixel(linked):
     linked.page.evaluate(f"() => {VIEWERS}.at(0).plot.el.scrollIntoView({{block: 'nearest'}})")
     linked.python(f"a.go_to((3000, 2200), mpp={MPP})")
     linked.sharp()
@@ -488,9 +395,9 @@ def test_a_page_that_is_loaded_again_shows_where_it_was(linked):
     assert linked.python("print(len(patches))") == "108"
 
 
-def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_path):
+def test_tiles_by_the_kernel_where_there_is_no_extension(notebook, slide_path):
     cell = "os.environ.pop(registry.FOLDER)\nslide = open_slide('slide.tif')\na = SlideViewer(slide, height_px=420)\na"
-    page = Page(lab, browser, "fallback", [SETUP, cell], 1, subshells=False)
+    page = notebook("fallback", SETUP, cell, viewers=1, subshells=False)
     assert page.js("v.tiles[0].source") == "kernel"
     assert "Tiles by the kernel" in page.js("v.line.textContent")
     page.python(f"a.go_to((2803, 1907), mpp={MPP})")
@@ -514,9 +421,6 @@ def test_tiles_by_the_kernel_where_there_is_no_extension(lab, browser, slide_pat
     page.sharp(timeout=20_000)  # what was lost is asked for again
     assert page.js("Boolean(v.tiles[0].lost)")
     assert page.js("v.line.textContent") == "Tiles by the kernel"
-    page.page.close()
-    assert page.errors == []
-    assert page.hosts == {"127.0.0.1"}
 
 
 TWO_SLIDES = """
@@ -531,9 +435,9 @@ a.go_to((3000, 2200), mpp=slide.mpp)
 """
 
 
-def test_two_slides_by_swipe_and_blink_and_what_was_said_before_the_page_was_there(lab, browser, slide_path):
+def test_two_slides_by_swipe_and_blink_and_what_was_said_before_the_page_was_there(notebook, slide_path):
     """The second slide is in memory: its tiles come from the kernel, those of the first from the server."""
-    page = Page(lab, browser, "two", [SETUP, TWO_SLIDES], 1)
+    page = notebook("two", SETUP, TWO_SLIDES, viewers=1)
     page.page.wait_for_function(f"() => {VIEWERS}.at(0).scale == 1", timeout=20_000)
     page.page.wait_for_timeout(100)
     page.page.wait_for_function(f"() => {VIEWERS}.at(0).tiles.every(t => t.sharp)", timeout=20_000)
@@ -569,12 +473,9 @@ def test_two_slides_by_swipe_and_blink_and_what_was_said_before_the_page_was_the
         seen.add(page.js("v.tiles[1].hidden"))
         page.page.wait_for_timeout(200)
     assert seen == {True, False}
-    page.page.close()
-    assert page.errors == []
-    assert page.hosts == {"127.0.0.1"}
 
 
-def test_training_is_watched_and_steered_while_cells_run(lab, browser, slide_path):
+def test_training_is_watched_and_steered_while_cells_run(notebook, slide_path):
     cell = """
 from pathkit.geometry import Raster
 from pathkit.view import TrainingMonitor
@@ -590,7 +491,7 @@ def train():
 display(monitor)
 _ = monitor.run(train)
 """
-    page = Page(lab, browser, "training", [SETUP, cell], 1)
+    page = notebook("training", SETUP, cell, viewers=1)
     page.page.wait_for_function(
         "() => Bokeh.documents.flatMap(d => [...d._all_models.values()])"
         ".some(m => m.data && m.columns?.().includes('epoch') && m.get('epoch').length > 2)",
@@ -611,44 +512,24 @@ _ = monitor.run(train)
     assert shades == {True, False}  # the map is drawn anew
     page.page.get_by_role("button", name="Stop").click()
     assert page.python("print(monitor.result(20))") == "stopped"
-    page.page.close()
-    assert page.errors == []
 
 
-def test_notebook_7(lab, browser, slide_path):
+def test_notebook_7(notebook, slide_path):
     pytest.importorskip("notebook")
-    folder, address, token = lab
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    code = SETUP + "a = SlideViewer(open_slide('slide.tif'), height_px=400)\na"
-    nbformat.write(new_notebook(cells=[new_code_cell(code)], metadata=kernel), folder / "classic.ipynb")
-    page = browser.new_page(viewport={"width": 1400, "height": 1100})
-    errors, tiles = [], []
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.on("request", lambda r: tiles.append(r.url) if "/pathkit/tiles/" in r.url else None)
-    page.goto(f"{address}notebooks/classic.ipynb?token={token}")
-    page.get_by_text("Trusted").or_(page.get_by_text("Not Trusted")).first.wait_for(timeout=60_000)
-    page.locator(".jp-CodeCell .cm-content").first.click()
-    page.wait_for_function(
-        "() => document.querySelector('.jp-NotebookKernelStatus, .jp-Notebook-ExecutionIndicator')",
-        timeout=60_000,
-    )
-    page.wait_for_timeout(1500)
-    errors.clear()  # of Notebook itself, before there is a viewer
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function(
-        f"() => window.Bokeh && {VIEWERS}.length && {VIEWERS}.every(v => v.tiles[0].sharp)", timeout=60_000
-    )
-    assert page.evaluate(f"() => {VIEWERS}.at(0).tiles[0].source") == "server"
-    assert tiles != []
-    page.close()
-    assert errors == []
+    code = "a = SlideViewer(open_slide('slide.tif'), height_px=400)\na"
+    page = notebook("classic", SETUP, code, viewers=1, app="notebooks")
+    assert page.js("v.tiles[0].source") == "server"
+    assert page.tiles != []
+    page.python(f"a.go_to((2803, 1907), mpp={MPP})")
+    page.sharp()
+    pixels, (x, y, _) = page.crop()
+    truth = open_slide(slide_path).read_region((x, y), (320, 200), mpp=MPP)
+    assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
 
 
-def test_a_refused_slide_comes_from_the_kernel(lab, browser, slide_path):
+def test_a_refused_slide_comes_from_the_kernel(notebook, slide_path):
     cell = "a = SlideViewer(open_slide('slide.tif'))\nw = a.widget()\nregistry.unregister(a._live.ids[0])\na"
-    page = Page(lab, browser, "refused", [SETUP, cell], 1)
+    page = notebook("refused", SETUP, cell, viewers=1)
     assert page.js("v.tiles[0].source") == "kernel"
     assert page.tiles != []  # it was asked first
     page.python("a.close()")
-    page.page.close()
-    assert page.errors == []
