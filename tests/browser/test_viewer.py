@@ -329,7 +329,7 @@ def test_box_point_freehand_edit_delete_and_undo(linked):
     linked.tool("PanTool")
 
 
-def test_minimap_cross_hair_jump_home_and_pinch(linked):
+def test_minimap_cross_hair_jump_full_screen_and_home(linked):
     linked.python(f"a.go_to((3000, 2200), mpp={MPP})")
     linked.sharp()
     middle = "v.centre.map(Math.round)"
@@ -356,18 +356,7 @@ def test_minimap_cross_hair_jump_home_and_pinch(linked):
     linked.page.wait_for_function(
         f"() => {VIEWERS}.at(0).centre.map(Math.round).join() == '4000,1000'", timeout=8000
     )
-    touch = linked.page.context.new_cdp_session(linked.page)
-    x, y = linked.screen(4000, 1000)
-    before = linked.js("v.scale")
-    for kind, spread in (("Start", 20), ("Move", 30), ("Move", 50), ("Move", 80), ("End", 0)):
-        points = [{"x": x - spread, "y": y, "id": 0}, {"x": x + spread, "y": y, "id": 1}]
-        touch.send(
-            "Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points if spread else []}
-        )
-        linked.page.wait_for_timeout(80)
-    linked.page.wait_for_timeout(300)
-    assert linked.js("v.scale") > 1.2 * before
-    linked.js("v.full.click()")
+    linked.page.locator(".pk-full").first.click()
     linked.page.wait_for_function(f"() => document.fullscreenElement && {VIEWERS}.at(0).frame.height > 1000")
     assert linked.js(middle) == pytest.approx([4000, 1000], abs=2)
     linked.page.wait_for_timeout(300)
@@ -378,6 +367,40 @@ def test_minimap_cross_hair_jump_home_and_pinch(linked):
     )
     linked.page.wait_for_timeout(300)
     assert linked.box()[2] >= 6144
+
+
+def test_a_pinch_follows_the_fingers(linked):
+    """By two fingers on the screen, and on a trackpad, which the browser tells as a wheel with ctrl."""
+    linked.python(f"a.go_to((3000, 2000), mpp={MPP * 4}); a.select([3])")
+    linked.sharp()
+    touch = linked.page.context.new_cdp_session(linked.page)
+    x, y = linked.screen(3100, 1900)  # away from the middle
+    before = linked.js("v.scale")
+    for kind, spread, shift in (("Start", 20, 0), ("Move", 45, 15), ("Move", 80, 30), ("End", 0, 0)):
+        points = [{"x": x + shift + side * spread, "y": y, "id": i} for i, side in enumerate((-1, 1))]
+        touch.send(
+            "Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points if spread else []}
+        )
+        linked.page.wait_for_timeout(80)
+    assert linked.js("v.scale") == pytest.approx(4 * before, rel=0.02)
+    assert linked.screen(3100, 1900) == pytest.approx((x + 30, y), abs=2)  # it moved with the hand
+    linked.page.mouse.move(x, y)
+    held = linked.js(f"[v.xr.start + ({x} - {linked.frame()[0]}) / v.scale, v.scale]")
+    linked.page.keyboard.down("Control")
+    for _ in range(4):
+        linked.page.mouse.wheel(0, np.log(2) * 100 / 4)
+    linked.page.keyboard.up("Control")
+    linked.page.wait_for_timeout(200)
+    after = linked.js(f"[v.xr.start + ({x} - {linked.frame()[0]}) / v.scale, v.scale]")
+    assert after == pytest.approx([held[0], held[1] / 2], rel=0.01)
+    assert linked.page.evaluate("() => window.visualViewport.scale") == 1
+    assert linked.python("print(a.selection.index.tolist())") == "[3]"  # no click, no pan besides
+    linked.sharp()
+    linked.page.mouse.down()
+    linked.page.mouse.move(x + 100, y, steps=4)
+    linked.page.mouse.up()
+    linked.page.wait_for_timeout(200)
+    assert linked.box()[0] == pytest.approx(after[0] - (x + 100 - linked.frame()[0]) / after[1], abs=3)
 
 
 def test_a_page_that_is_loaded_again_shows_where_it_was(linked):

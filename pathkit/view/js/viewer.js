@@ -183,6 +183,7 @@ class Viewer {
     this.swipe.addEventListener("pointerdown", (e) => this.swipe.setPointerCapture(e.pointerId));
     this.swipe.addEventListener("pointermove", (e) => e.buttons && this.compare("swipe", this.at + e.movementX / this.frame.width));
     this.keyboard();
+    this.pinch();
     for (const range of [this.xr, this.yr]) range.change.connect(() => this.moved());
     this.down.properties.data.change.connect(() => this.hear(JSON.parse(this.down.get("msg")[0])));
     figure.on_event("mousemove", (e) => this.pointed(e.x, e.y));
@@ -214,9 +215,14 @@ class Viewer {
     }
   }
 
-  go(x, y, scale = this.scale) {
+  allowed(scale) {
     const { width, height } = this.frame, [w, h] = this.spec.slides[0].size;
-    scale = clamp(scale, Math.min(width / w, height / h) / 4, 16);
+    return clamp(scale, Math.min(width / w, height / h) / 4, 16);
+  }
+
+  go(x, y, scale = this.scale) {
+    const { width, height } = this.frame;
+    scale = this.allowed(scale);
     this.going = true;
     this.xr.setv({ start: x - width / scale / 2, end: x + width / scale / 2 });
     this.yr.setv({ start: y + height / scale / 2, end: y - height / scale / 2 });
@@ -241,8 +247,7 @@ class Viewer {
     this.waiting = requestAnimationFrame(() => {
       this.waiting = null;
       const skew = (this.scale * (this.yr.start - this.yr.end)) / this.frame.height;
-      const [w, h] = this.spec.slides[0].size, least = Math.min(this.frame.width / w, this.frame.height / h) / 4;
-      if (Math.abs(skew - 1) > 1e-3 || this.scale > 16.01 || this.scale < least * 0.99) return this.go(...this.centre);
+      if (Math.abs(skew - 1) > 1e-3 || Math.abs(this.allowed(this.scale) / this.scale - 1) > 0.01) return this.go(...this.centre);
       this.kept_scale = this.scale;
       this.show();
       this.others((other, unit) => {
@@ -327,6 +332,45 @@ class Viewer {
       else return;
       e.preventDefault(), e.stopPropagation();
     });
+  }
+
+  pinch() { // two fingers, on the screen or on a trackpad (a wheel with ctrl): what is under them stays under them
+    const area = this.plot.canvas_view.events_el, fingers = new Map();
+    const own = (e) => (e.preventDefault(), e.stopPropagation());
+    const place = (x, y) => ((box) => [x - box.x - this.frame.left, y - box.y - this.frame.top])(area.getBoundingClientRect());
+    const zoom = ([fx, fy], factor, [tx, ty] = [fx, fy]) => {
+      const scale = this.allowed(this.scale * factor), { width, height } = this.frame;
+      this.go(this.xr.start + fx / this.scale + (width / 2 - tx) / scale, this.yr.end + fy / this.scale + (height / 2 - ty) / scale, scale);
+    };
+    const hand = () => (([a, b]) => [place((a.x + b.x) / 2, (a.y + b.y) / 2), Math.hypot(a.x - b.x, a.y - b.y)])([...fingers.values()]);
+    const on = (types, act) => types.split(" ").forEach((type) => this.plot.el.addEventListener(type, act, { capture: true, passive: false }));
+    let before = null; // where the hand was; Bokeh sees nothing of a gesture of two fingers until both are away
+    on("pointerdown", (e) => {
+      if (e.pointerType != "touch") return;
+      fingers.set(e.pointerId, e);
+      if (fingers.size < 2) return;
+      own(e);
+      for (const { pointerId, clientX, clientY } of before ? [] : fingers.values())
+        area.dispatchEvent(new PointerEvent("pointercancel", { pointerId, clientX, clientY }));
+      before = fingers.size == 2 ? hand() : before;
+    });
+    on("pointermove", (e) => {
+      if (!fingers.has(e.pointerId)) return;
+      fingers.set(e.pointerId, e);
+      if (!before) return;
+      own(e);
+      if (fingers.size != 2) return;
+      const now = hand();
+      zoom(before[0], now[1] / before[1], now[0]);
+      before = now;
+    });
+    on("pointerup pointercancel", (e) => {
+      if (!e.isTrusted || !fingers.delete(e.pointerId)) return;
+      if (before) own(e);
+      if (fingers.size == 2) before = hand();
+      if (!fingers.size) before = null;
+    });
+    on("wheel", (e) => e.ctrlKey && (own(e), zoom(place(e.clientX, e.clientY), Math.exp(-e.deltaY * (e.deltaMode ? 0.16 : 0.01)))));
   }
 
   changed() { // a drawing was finished, edited or deleted
