@@ -422,6 +422,36 @@ def test_every_layer_has_a_picture_and_a_widget(slide, patches):
     viewer.close()
 
 
+def test_the_panel_follows_python_and_a_hidden_layer_comes_back_as_the_view_is(slide):
+    layer, heat = Points(objects(3000)), Heatmap(np.eye(12, 20, dtype=np.float32), mpp=50.0)
+    with SlideViewer(slide, layers=[heat, layer]) as viewer:
+        viewer.widget()
+        layer.visible, layer.opacity, heat.threshold = False, 0.4, 0.7
+        shown, opacity = layer.panel
+        assert (shown.value, opacity.value, heat._slider.value) == (False, 0.4, 0.7)
+        viewer._seen(View(Box(0, 0, 100, 60), 800, 480))
+        layer.visible = True
+        assert shown.value
+        assert len(layer._marks.data["x"]) == len(layer.near(Box(0, 0, 100, 60)))
+        shown.value = False
+        assert not layer.visible
+
+
+def test_what_the_page_says_goes_where_the_page_chose(slide):
+    """ipykernel sends it to the thread that spoke last, where its comms have `_reply_subshell_for`."""
+    with SlideViewer(slide) as viewer:
+        box = viewer.widget()
+        seen = [box]
+        for widget in seen:
+            seen += getattr(widget, "children", ())
+        comms = [w.comm for w in seen if w.comm is not None]
+        assert viewer._live.pane.comm in comms
+        for comm in comms:
+            comm._reply_subshell_id = "gone"
+            assert comm._reply_subshell_for({"method": "custom"}, None) is None
+            assert comm._reply_subshell_for({"method": "custom"}, "asked") == "asked"
+
+
 def test_static_mode_stores_a_picture_and_nothing_else(slide, monkeypatch):
     shown = []
     monkeypatch.setenv("PATHKIT_STATIC", "1")

@@ -71,6 +71,7 @@ class Layer:
             raise ValueError(f"layer {name!r}: opacity is 0 to 1, got {opacity}.")
         self.name, self._visible, self._opacity = name, visible, opacity
         self.renderers: list[Any] = []
+        self.panel: tuple[Any, Any] | None = None  # its check box and its slider, where it is shown
 
     @property
     def visible(self) -> bool:
@@ -107,6 +108,11 @@ class Layer:
                 renderer.glyph.line_alpha = self._opacity
                 if hasattr(renderer.glyph, "fill_alpha"):
                     renderer.glyph.fill_alpha = self._opacity * self.fill
+        self._tell_panel()
+
+    def _tell_panel(self) -> None:
+        if self.panel is not None:
+            self.panel[0].value, self.panel[1].value = self._visible, self._opacity
 
     fill = 1.0
 
@@ -213,6 +219,7 @@ class Heatmap(Layer):
             self.high = self.low + 1.0
         self.colours, self._threshold = colours, self.low if threshold is None else float(threshold)
         self._mapper: Any = None
+        self._slider: Any = None
 
     @property
     def threshold(self) -> float:
@@ -224,6 +231,8 @@ class Heatmap(Layer):
         self._threshold = float(value)
         if self._mapper is not None:
             self._mapper.low, self._mapper.palette = self._cut()
+        if self._slider is not None:
+            self._slider.value = self._threshold
 
     def place(self, slide: Slide) -> None:
         extent, (width, height) = self.raster.extent_um, (n * slide.mpp for n in slide.dimensions)
@@ -361,6 +370,7 @@ class Heatmap(Layer):
         )
         slider.style.description_width, slider.layout.width = "35px", "auto"
         slider.observe(lambda change: setattr(self, "threshold", change["new"]), "value")
+        self._slider = slider
         return [slider]
 
 
@@ -425,12 +435,7 @@ class Attention(Heatmap):
         if not np.isfinite(weights).any():
             raise ValueError(f"layer {name!r}: no weight is a number.")
         self._patches, self._weights, self._options = patches, weights, {"colours": "inferno", **options}
-        self.name, self._visible, self._opacity = (
-            name,
-            options.get("visible", True),
-            options.get("opacity", 0.5),
-        )
-        self.renderers = []
+        Layer.__init__(self, name, visible=options.get("visible", True), opacity=options.get("opacity", 0.5))
 
     def place(self, slide: Slide) -> None:
         xy = self._patches[["x_l0", "y_l0"]].to_numpy(float)
@@ -919,7 +924,9 @@ class Polygons(Layer):
         palette = {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(self.classes)}
         self.colours = {n: (colours or {}).get(n, own.get(n, palette[n])) for n in self.classes}
         self.names = names.to_numpy()
-        self.hover = [("class", "@class")] + ([("name", "@name")] if "name" in annotations else [])
+        self.hover = [("class", "@class")] + (
+            [("name", "@name")] if "name" in annotations and annotations["name"].notna().any() else []
+        )
 
     def place(self, slide: Slide) -> None:
         width, height = slide.dimensions
@@ -985,11 +992,16 @@ class Polygons(Layer):
             self._source.data = self._data(self._in_view(view), view.l0_per_px / 2)  # type: ignore[assignment]
 
     def draw(self, axes: Any, view: Any) -> None:
+        from matplotlib.colors import to_rgba
+        from matplotlib.patches import PathPatch
+        from matplotlib.path import Path
+
         for row in self._in_view(view):
-            colour = self.colours[self.names[row]]
-            for part in _rings(self.shapes[row]):
-                for ring in part:
-                    axes.plot(*ring.T, color=colour, linewidth=1.6, alpha=self.opacity, zorder=3)
+            colour, alpha = self.colours[self.names[row]], self.opacity
+            for part in _rings(shapely.normalize(self.shapes[row])):  # holes run the other way
+                path = Path.make_compound_path(*map(Path, part))
+                line = {"ec": to_rgba(colour, alpha), "lw": 1.6, "fc": to_rgba(colour, alpha * self.fill)}
+                axes.add_patch(PathPatch(path, zorder=3, **line))
 
     def inside(self, region: Any, *, tap: bool = False) -> NDArray[np.intp]:
         if region.is_empty:
@@ -1043,6 +1055,7 @@ class SecondSlide(Layer):
     def apply(self) -> None:
         for renderer in self.renderers:  # Bokeh's tile renderer
             renderer.alpha = self._opacity if self._visible else 0
+        self._tell_panel()
 
     def draw(self, axes: Any, view: Any) -> None:
         from pathkit.view.picture import pixels

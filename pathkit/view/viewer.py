@@ -504,12 +504,12 @@ class Figure:
         self.above = [areas, boxes, points, corners, *outlines]
         first = viewer.classes[0]
         self.draw_tools = [
-            PolyDrawTool(renderers=[areas], empty_value=first, description="Draw a polygon (press)"),
+            PolyDrawTool(renderers=[areas], empty_value=first, description="Draw a polygon"),
             FreehandDrawTool(renderers=[areas], empty_value=first, description="Draw freehand"),
-            BoxEditTool(renderers=[boxes], empty_value=first, description="Draw a box (shift and drag)"),
+            BoxEditTool(renderers=[boxes], empty_value=first, description="Draw a box"),
             PointDrawTool(renderers=[points], empty_value=first, description="Draw a point"),
         ]
-        edit = PolyEditTool(renderers=[areas], vertex_renderer=corners, description="Edit corners (press)")
+        edit = PolyEditTool(renderers=[areas], vertex_renderer=corners, description="Edit corners")
         pan, wheel = PanTool(), WheelZoomTool()
         lasso = LassoSelectTool(renderers=[], continuous=False, description="Select by lasso")
         home, undo = (CustomAction(icon=icon, description=text) for icon, text in ACTIONS)
@@ -714,6 +714,7 @@ class _Live:
             opacity.tooltip = f"Opacity of {layer.name}"
             shown.observe(lambda c, at=layer: self._set(at, visible=c["new"]), "value")
             opacity.observe(lambda c, at=layer: self._set(at, opacity=c["new"]), "value")
+            layer.panel = shown, opacity
             rows += [w.HBox([shown, opacity]), *layer.controls()]
             if not one:
                 rows.append(w.HTML(key))

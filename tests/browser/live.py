@@ -161,4 +161,4 @@ class Page:
         end = time.time() + timeout
         while (got := self.python(code)) != expected and time.time() < end:
             time.sleep(0.1)
-        assert got == expected
+        assert got == expected, f"{code}: {got}"

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from live import VIEWERS
 from PIL import Image
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -77,6 +78,21 @@ def test_lasso_gallery_and_slide_choose_across_slides(notebook):
     page.python("view.viewer.select([17])")
     page.until("print(view.selection.index.tolist())", "[0, 1, 4, 5, 17]")  # those of slide a stay
     page.until("print(view._points.selected.indices)", "[0, 1, 4, 5, 17]")
+    page.python("view.viewer.home()")
+    page.sharp()
+    page.tool("LassoSelectTool")
+    drag(page, [page.screen(x, y) for x, y in ((30, 230), (590, 230), (590, 590), (30, 590), (30, 230))])
+    page.until(
+        "print(view.selection.index.tolist())", "[0, 1, 4, 5, 16, 17, 18, 20, 21, 22]"
+    )  # of b: two rows, not the last
+    page.until("print(view._points.selected.indices)", "[0, 1, 4, 5, 16, 17, 18, 20, 21, 22]")
+    page.until("print(len(view.gallery.rows))", "10")
+    marked = "r => r.data_source?.columns().join() == 'left,top,right,bottom' && r.data_source.get('left').length == 6"
+    page.page.wait_for_function(f"() => {VIEWERS}.at(0).figure.renderers.some({marked})", timeout=8000)
+    drag(
+        page, page.page.evaluate(PLACE, ["patches", [[450, -9], [650, -9], [650, 90], [450, 90], [450, -9]]])
+    )
+    page.until("print(view.selection.index.tolist(), view.viewer.selection.index.tolist())", "[3, 15] [15]")
 
 
 def test_a_threshold_and_a_bin_outline_their_patches(notebook):

@@ -243,6 +243,7 @@ def test_a_drawn_polygon_comes_back_to_a_pixel(linked):
     linked.sharp()
     linked.page.wait_for_timeout(300)
     linked.tool("PolyDrawTool")
+    assert "Click corner by corner" in linked.js("v.line.textContent")
     corners = [(2850, 2100), (3150, 2100), (3150, 2300), (2850, 2300)]
     shown = []
     for i, corner in enumerate(corners):
@@ -252,11 +253,10 @@ def test_a_drawn_polygon_comes_back_to_a_pixel(linked):
         scale = (box[2] - box[0]) / width
         shown.append((box[0] + (x - x0) * scale, box[1] + (y - y0) * scale))
         linked.page.mouse.move(x, y, steps=3)
-        linked.page.wait_for_timeout(120)
-        linked.page.mouse.down()
-        linked.page.wait_for_timeout(750 if i in (0, 3) else 40)
-        linked.page.mouse.up()
-        linked.page.wait_for_timeout(500)
+        linked.page.mouse.click(x, y, click_count=1 if i < 3 else 2, delay=20)
+        if i == 1:
+            linked.page.wait_for_timeout(500)  # the first two corners quickly, one after the other
+            assert linked.python("print(len(a.drawn))") == "0"  # not before it is finished
     linked.until("print(len(a.drawn), a.drawn['class'].tolist())", "1 ['tumour']")
     linked.page.wait_for_timeout(300)
     got = np.array(
@@ -268,7 +268,21 @@ def test_a_drawn_polygon_comes_back_to_a_pixel(linked):
     assert area == pytest.approx(300 * 200, rel=0.02)
     again = "from pathkit import read_annotations; print(read_annotations(a.save_drawn('d.geojson')).area.iloc[0])"
     assert float(linked.python(again)) == pytest.approx(area, rel=1e-6)
-    linked.python("a.undo(); a.undo(); a.undo(); a.undo(); a.undo(); a.undo()")
+    assert len(got) == 5  # four corners, and the first again
+    linked.page.keyboard.press("Control+z")  # one step
+    linked.until("print(len(a.drawn))", "0")
+    linked.page.mouse.click(*linked.screen(2900, 2150))
+    linked.page.mouse.move(*linked.screen(2950, 2190))
+    linked.page.keyboard.press("Control+z")  # what is being drawn
+    linked.page.wait_for_timeout(400)
+    assert linked.js("v.drawn.areas.get('xs').length") == 0
+    for corner in ((2900, 2150), (2950, 2150), (2950, 2190)):
+        linked.page.mouse.click(*linked.screen(*corner))
+        linked.page.wait_for_timeout(400)
+    linked.page.mouse.move(*linked.screen(2800, 2000))
+    linked.page.keyboard.press("Enter")
+    linked.until("print(len(a.drawn), 900 < a.drawn.area.sum() < 1100)", "1 True")
+    linked.page.keyboard.press("Control+z")
     linked.until("print(len(a.drawn))", "0")
     linked.tool("PanTool")
 
@@ -291,13 +305,13 @@ def test_box_point_freehand_edit_delete_and_undo(linked):
         linked.page.wait_for_timeout(300)
 
     linked.tool("BoxEditTool")
-    assert "Hold shift and drag" in linked.js("v.line.textContent")
-    keyboard.down("Shift")
+    assert "Drag from corner to corner" in linked.js("v.line.textContent")
     drag((2900, 2150), (2960, 2180), (3000, 2200))
-    keyboard.up("Shift")
     linked.until("print(a.drawn.geom_type.tolist())", "['Polygon']")
     bounds = json.loads(linked.python("print(a.drawn.total_bounds.tolist())"))
     assert bounds == pytest.approx([2900, 2150, 3000, 2200], abs=1.5)
+    drag((2950, 2175), (2955, 2180), (2970, 2185))  # moved
+    linked.until("print(a.drawn.total_bounds.round(-1).tolist())", "[2920.0, 2160.0, 3020.0, 2210.0]")
     linked.tool("PointDrawTool")
     at(3050, 2100)
     mouse.click(*linked.screen(3050, 2100))
@@ -308,10 +322,7 @@ def test_box_point_freehand_edit_delete_and_undo(linked):
     area = float(linked.python("print(a.drawn.area.max())"))
     assert area == pytest.approx(100 * 70, rel=0.1)
     linked.tool("PolyEditTool")
-    at(3150, 2285)
-    mouse.down()
-    linked.page.wait_for_timeout(750)
-    mouse.up()
+    mouse.click(*linked.screen(3150, 2285))
     linked.page.wait_for_timeout(400)
     drag((3200, 2320), (3220, 2340), (3240, 2360))
     end = time.time() + 5

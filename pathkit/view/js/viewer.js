@@ -150,13 +150,13 @@ const HELP = {
   late: "No tile for 3 s: the kernel is busy, tiles follow when its cell ends. Tiles that never wait: start Jupyter with the extension pathkit.view.server (jupyter server extension list)",
 };
 
-const DRAWN = "; a click and backspace delete a shape";
+const DELETED = "click one and press backspace to delete it";
 const GESTURES = { // of the active tool
-  PolyDrawTool: `Hold the button for half a second at the first corner, click the next, hold it again at the last${DRAWN}`,
-  FreehandDrawTool: `Drag along the outline${DRAWN}`,
-  BoxEditTool: `Hold shift and drag${DRAWN}`,
-  PointDrawTool: `Click${DRAWN}`,
-  PolyEditTool: "Hold the button for half a second on a shape, then drag its corners; a click and backspace delete a corner",
+  PolyDrawTool: `Click corner by corner, a double click or Enter ends; hold the first corner to begin inside a shape; ${DELETED}`,
+  FreehandDrawTool: `Drag along the outline; ${DELETED}`,
+  BoxEditTool: `Drag from corner to corner; drag a box to move it; ${DELETED}`,
+  PointDrawTool: `Click; drag a point to move it; ${DELETED}`,
+  PolyEditTool: "Click a shape, then drag its corners; hold one to add another; click a corner and press backspace to delete it",
   LassoSelectTool: "Drag around what to select; without lasso, click it",
 };
 
@@ -184,6 +184,7 @@ class Viewer {
     this.swipe.addEventListener("pointermove", (e) => e.buttons && this.compare("swipe", this.at + e.movementX / this.frame.width));
     this.keyboard();
     this.pinch();
+    this.gestures();
     for (const range of [this.xr, this.yr]) range.change.connect(() => this.moved());
     this.down.properties.data.change.connect(() => this.hear(JSON.parse(this.down.get("msg")[0])));
     figure.on_event("mousemove", (e) => this.pointed(e.x, e.y));
@@ -320,7 +321,7 @@ class Viewer {
     while (outer.getRootNode().host) outer = outer.getRootNode().host;
     outer.dataset.lmSuppressShortcuts = "true";
     el.addEventListener("pointerdown", () => ((this.pressed = true), el.focus({ preventScroll: true })));
-    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (this.pressed = false));
+    for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => (this.pressed = false), true);
     el.addEventListener("keydown", (e) => {
       const [x, y] = this.centre, far = 0.25 / this.scale;
       if ((e.ctrlKey || e.metaKey) && e.key == "z") return this.undo(), e.preventDefault(), e.stopPropagation();
@@ -329,6 +330,7 @@ class Viewer {
       else if ("+=-_".includes(e.key)) this.go(x, y, this.scale * ("+=".includes(e.key) ? 1.5 : 1 / 1.5));
       else if (e.key == "0" || e.key == "Home") this.home();
       else if (e.key == "f") this.fill();
+      else if (e.key == "Enter") this.end();
       else return;
       e.preventDefault(), e.stopPropagation();
     });
@@ -373,16 +375,53 @@ class Viewer {
     on("wheel", (e) => e.ctrlKey && (own(e), zoom(place(e.clientX, e.clientY), Math.exp(-e.deltaY * (e.deltaMode ? 0.16 : 0.01)))));
   }
 
+  gestures() { // of the tools that draw, as other viewers have them; Bokeh's own begin with a press or with shift
+    const view = (type) => this.plot.tool_views.get(this.figure.toolbar.tools.find((t) => t.type == type));
+    const [poly, edit, box] = ["PolyDrawTool", "PolyEditTool", "BoxEditTool"].map(view), { areas } = this.drawn;
+    const tapped = poly._tap.bind(poly), picked = edit._tap.bind(edit);
+    this.poly = poly;
+    let last = { sx: NaN, sy: NaN, at: 0 };
+    poly._tap = poly._doubletap = (e) => { // Bokeh calls two quick corners a double click, however far they are apart
+      const begun = poly._drawing, twice = Math.hypot(e.sx - last.sx, e.sy - last.sy) < 8 && performance.now() - last.at < 500;
+      last = { sx: e.sx, sy: e.sy, at: performance.now() };
+      if (begun && twice) return this.end();
+      tapped(e);
+      if (!begun && !areas.selected.indices.length) poly._press(e);
+    };
+    edit._tap = (e) => {
+      picked(e);
+      if (!edit._drawing && !edit.model.vertex_renderer.data_source.selected.indices.length) edit._show_vertices(e);
+    };
+    let fresh = false; // a new box, or one that is moved
+    for (const name of ["_pan_start", "_pan", "_pan_end"]) {
+      const plain = box[name].bind(box);
+      box[name] = (e, ...rest) => {
+        if (name == "_pan_start") fresh = e.modifiers.shift || !box._select_event(e, "replace", box.model.renderers).length;
+        plain({ ...e, modifiers: { ...e.modifiers, shift: fresh } }, ...rest);
+      };
+    }
+  }
+
+  end(keep = true) { // the polygon that is being drawn; its last corner follows the pointer
+    const { poly } = this, xs = this.drawn.areas.get("xs") ?? [];
+    if (!poly._drawing || (keep && xs.at(-1).length < 4)) return;
+    poly._drawing = false;
+    if (keep) return poly._remove();
+    this.drawn.areas.selected.indices = [xs.length - 1];
+    poly._delete_selected(poly.model.renderers[0]);
+  }
+
   changed() { // a drawing was finished, edited or deleted
     clearTimeout(this.drew);
     const column = (source, name) => Array.from(source.get(name) ?? [], (v) => (v?.length != null && typeof v != "string" ? Array.from(v) : v));
-    this.drew = setTimeout(() => this.send({ k: "drawn", d: Object.fromEntries(Object.entries(this.drawn).map(([kind, source]) =>
-      [kind, Object.fromEntries(source.columns().map((name) => [name, column(source, name)]))])) }), 150);
+    const said = () => Object.fromEntries(Object.entries(this.drawn).map(([kind, source]) =>
+      [kind, Object.fromEntries(source.columns().map((name) => [name, column(source, name)]))]));
+    this.drew = setTimeout(() => (this.pressed ? this.changed() : this.poly._drawing || this.send({ k: "drawn", d: said() })), 150);
   }
 
   fill() { document.fullscreenElement ? document.exitFullscreen() : this.plot.el.requestFullscreen(); }
 
-  undo() { this.send({ k: "undo" }); }
+  undo() { this.poly._drawing ? this.end(false) : this.send({ k: "undo" }); }
 
   say(what, source) {
     this.status = HELP[what != "late" ? source : source == "kernel" ? "late" : "slow"];
@@ -393,6 +432,7 @@ class Viewer {
     const gestures = this.figure.toolbar.tools.filter((t) => t.active).map((t) => GESTURES[t.type]);
     this.line.textContent = [this.status, ...gestures].filter(Boolean).join(" · ");
     this.line.hidden = !this.line.textContent;
+    for (const tool of this.figure.toolbar.tools) if (tool.type == "HoverTool") tool.active = !this.drawing;
   }
 }
 
