@@ -21,9 +21,10 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import ceil, floor
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -38,6 +39,7 @@ from pathkit.tiles import DECODER_TOLERANCE, JpegTiles, TileError
 __all__ = ["Level", "MissingMppError", "Slide", "SlideError", "open_slide"]
 
 RGB = NDArray[np.uint8]
+Spread = Callable[[Callable[[Any], None], Sequence[Any]], None]
 
 #: Microns per pixel that a microscope's scanner can have; a printer's 72 dpi (353 µm) lies outside.
 PLAUSIBLE_MPP = (0.02, 50.0)
@@ -314,21 +316,25 @@ class Slide:
             raise ValueError(f"read_patches: out must be {shape} uint8, got {out.shape} {out.dtype}.")
         batch = out
         index, step = self._level_for(mpp)
-        reader, downsample = self._open(), self.levels[index].downsample
-        x_lv, y_lv = x_l0.astype(float) / downsample, y_l0.astype(float) / downsample
+        reader, level = self._open(), self.levels[index]
+        x_lv, y_lv = x_l0.astype(float) / level.downsample, y_l0.astype(float) / level.downsample
+        threads = min(threads or min(4, os.cpu_count() or 1), len(batch))
+        spread = partial(_spread, threads)
+        factor, at_once = _read_at_once(reader, level, x_lv, y_lv, step, size_px)
+        if at_once.any():
+            x, y = (np.rint(v[at_once]).astype(np.int64) // factor for v in (x_lv, y_lv))
+            every = at_once.all()
+            pixels = batch if every else np.empty((len(x), *shape[1:]), np.uint8)
+            reader.read_patches(index, x, y, pixels, factor, spread)
+            if not every:
+                batch[at_once] = pixels
         # Row of tiles after row of tiles, so that neighbours find their tiles in the cache.
         order = np.lexsort((x_lv, y_lv // reader.row_px(index)))
 
-        def read(rows: NDArray[np.intp]) -> None:
-            for row in rows:
-                _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
+        def read(row: int) -> None:
+            _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
 
-        threads = min(threads or min(4, os.cpu_count() or 1), len(order))
-        if threads < 2:
-            read(order)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(read, np.array_split(order, max(threads, len(order) // 8))))
+        spread(read, order[~at_once[order]].tolist())
         return batch
 
     def thumbnail(self, max_size_px: int = 1024) -> RGB:
@@ -360,6 +366,47 @@ class Slide:
 
 
 # Area average ----------------------------------------------------------------------------------------------------
+
+
+def _read_at_once(
+    reader: _Reader, level: Level, x_lv: NDArray[Any], y_lv: NDArray[Any], step: float, size_px: int
+) -> tuple[int, NDArray[np.bool_]]:
+    """The factor at which patches can be taken from the tiles as they are, and which of them: those at whole places."""
+    step, nowhere = _snapped(step), np.zeros(len(x_lv), bool)
+    if step != int(step) or not reader.has_tiles(level.index):
+        return 1, nowhere
+    factor = int(step)
+    if factor > 1 and factor not in reader.factors(level.index):
+        return 1, nowhere
+    at_once = ~nowhere
+    for place, length in ((x_lv, level.width), (y_lv, level.height)):
+        whole = np.rint(place)
+        at_once &= (np.abs(place - whole) < 1e-6) & (whole % factor == 0)
+        at_once &= (whole >= 0) & (whole // factor + size_px <= length // factor)
+    return factor, at_once
+
+
+#: Threads that read, by their number; made once, since to start them takes longer than to read some patches.
+_POOLS: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOLS.clear)
+
+
+def _spread(threads: int, work: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Call `work` for each item, in so many threads; runs of neighbours stay together."""
+
+    def some(part: Sequence[Any]) -> None:
+        for item in part:
+            work(item)
+
+    if threads < 2 or len(items) < 2:
+        some(items)
+        return
+    if threads not in _POOLS:
+        _POOLS[threads] = ThreadPoolExecutor(threads, thread_name_prefix="pathkit-read")
+    length = max(1, min(8, len(items) // threads))
+    parts = [items[s : s + length] for s in range(0, len(items), length)]
+    list(_POOLS[threads].map(some, parts))
 
 
 def _fill(reader: _Reader, level: int, x_lv: float, y_lv: float, step: float, out: RGB) -> None:
@@ -463,6 +510,16 @@ class _Reader(ABC):
         """Whole factors, largest first, by which this level can be read reduced."""
         return ()
 
+    def has_tiles(self, level: int) -> bool:
+        """Whether `read_patches` may be called."""
+        return False
+
+    def read_patches(
+        self, level: int, x: NDArray[np.int64], y: NDArray[np.int64], out: RGB, factor: int, spread: Spread
+    ) -> None:
+        """`read` of many places within the level, tile by tile."""
+        raise NotImplementedError
+
     def row_px(self, level: int) -> int:
         """Height of what is decoded together."""
         return 1
@@ -536,6 +593,19 @@ class _OpenSlideReader(_Reader):
 
     def factors(self, level: int) -> tuple[int, ...]:
         return self._factors[level] if self._is_direct(level) else ()
+
+    def has_tiles(self, level: int) -> bool:
+        return self._is_direct(level)
+
+    def read_patches(
+        self, level: int, x: NDArray[np.int64], y: NDArray[np.int64], out: RGB, factor: int, spread: Spread
+    ) -> None:
+        try:
+            self._tiles.read_patches(
+                level, x, y, out, factor=factor, missing=self._read_openslide, spread=spread
+            )
+        except TileError as error:
+            raise self._damaged(level, *error.box, error) from error
 
     def row_px(self, level: int) -> int:
         return self._tiles.levels[level].tile[1] if level in self._tiles.levels else 256

@@ -46,7 +46,15 @@ _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 
 
 class TileError(ValueError):
-    """A tile that cannot be read or decoded."""
+    """A tile that cannot be read or decoded.
+
+    Attributes
+    ----------
+    box : (x, y, width, height)
+        Of the tile, in pixels of its level; zeros where it is not known.
+    """
+
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 class _Entry:
@@ -251,6 +259,52 @@ class JpegTiles:
                     partial(_copy_part, inside, target),
                 )
 
+    def read_patches(
+        self,
+        level: int,
+        x: NDArray[np.int64],
+        y: NDArray[np.int64],
+        out: RGB,
+        *,
+        factor: int = 1,
+        missing: Callable[[int, int, int, int, int], RGB],
+        spread: Callable[[Callable[[Any], None], Sequence[Any]], None],
+    ) -> None:
+        """`read` of many rectangles of one size, tile by tile.
+
+        A tile is decoded, or found, once, by one thread, and copied to all that need it while it lies in the processor's
+        cache; rectangle by rectangle, unaligned ones would ask for each tile four times, and threads wait for each other.
+
+        Parameters
+        ----------
+        x, y : (N,) int64
+        out : (N, H, W, 3) uint8
+        spread : callable
+            ``spread(work, tiles)`` calls ``work(tile)`` for each, in threads or not.
+
+        Raises
+        ------
+        TileError
+            As `read`; its ``box`` is the (x, y, width, height) of the tile in pixels of the level.
+        """
+        stored = self.levels[level]
+
+        def work(pieces: NDArray[np.int64]) -> None:
+            index, rows = int(pieces[0, 0]), pieces[:, 1:].tolist()
+
+            def copy(tile: RGB) -> None:
+                for i, top, bottom, left, right, row0, row1, col0, col1 in rows:
+                    out[i, top:bottom, left:right] = tile[row0:row1, col0:col1]
+
+            try:
+                make = partial(self._make, level, index, factor, missing)
+                CACHE.use((self._number, level, factor, index), make, copy)
+            except TileError as error:
+                error.box = (*stored.place(index), *stored.tile)
+                raise
+
+        spread(work, _pieces(stored, x, y, out.shape[1:3], factor))
+
     def _make(
         self,
         level: int,
@@ -339,6 +393,37 @@ class JpegTiles:
         if len(data) < count:
             raise TileError(f"the file ends within a tile, {count - len(data)} bytes short")
         return data
+
+
+def _pieces(
+    stored: JpegLevel, x: NDArray[np.int64], y: NDArray[np.int64], size: tuple[int, ...], factor: int
+) -> list[NDArray[np.int64]]:
+    """What is to be copied, tile after tile: rows of tile, patch, its rows and columns, those of the tile (from, to)."""
+    wide, high = stored.tile[0] // factor, stored.tile[1] // factor
+    right, bottom = x + size[1], y + size[0]
+    r0, r1, c0, c1 = y // high, (bottom - 1) // high, x // wide, (right - 1) // wide
+    parts = []
+    for down, over in np.ndindex(int((r1 - r0).max()) + 1, int((c1 - c0).max()) + 1):
+        r, c = r0 + down, c0 + over
+        i = np.flatnonzero((r <= r1) & (c <= c1))
+        r, c, left, top = r[i], c[i], x[i], y[i]
+        rows = np.maximum(top, r * high), np.minimum(bottom[i], (r + 1) * high)
+        cols = np.maximum(left, c * wide), np.minimum(right[i], (c + 1) * wide)
+        inside = [v - top for v in rows] + [v - left for v in cols]
+        parts.append(
+            np.column_stack(
+                [
+                    r * stored.across + c,
+                    i,
+                    *inside,
+                    *(v - r * high for v in rows),
+                    *(v - c * wide for v in cols),
+                ]
+            )
+        )
+    table = np.concatenate(parts)
+    table = table[np.argsort(table[:, 0], kind="stable")]
+    return np.split(table, np.flatnonzero(np.diff(table[:, 0])) + 1)
 
 
 def _copy_part(inside: tuple[slice, slice], target: RGB, tile: RGB) -> None:
