@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pathkit.slide import SlideError, open_slide
-from pathkit.tiles import CACHE, DCT_TOLERANCE, DECODER_TOLERANCE, TileCache
+from pathkit.tiles import CACHE, DCT_TOLERANCE, DECODER_TOLERANCE, JpegTiles, TileCache
 
 RNG = np.random.default_rng(3)
 
@@ -184,6 +184,48 @@ def test_batches_are_the_same_by_any_number_of_threads(jpeg_path):
             np.testing.assert_array_equal(slide.read_patches(patches, threads=threads), expected)
 
 
+@pytest.mark.parametrize("step", [1, 2, 4, 8, 16])
+def test_batches_are_the_regions_also_by_the_decoders_means_and_at_the_edges(one_level_path, step):
+    slide = open_slide(one_level_path)
+    width, height = slide.dimensions
+    size, end = 24, 24 * step
+    x = [
+        *RNG.integers(-20, width, 20),
+        *(8 * RNG.integers(0, width // 8, 20)),
+        0,
+        width - end,
+        width // 8 * 8 - end,
+    ]
+    y = [
+        *RNG.integers(-20, height, 20),
+        *(8 * RNG.integers(0, height // 8, 20)),
+        0,
+        height - end,
+        height // 8 * 8 - end,
+    ]
+    patches = pd.DataFrame({"x_l0": x, "y_l0": y, "size_px": size, "mpp": slide.mpp * step})
+    expected = [slide.read_region(xy, (size, size), mpp=slide.mpp * step) for xy in zip(x, y, strict=True)]
+    for threads in (1, 3):
+        CACHE.forget()
+        np.testing.assert_array_equal(slide.read_patches(patches, threads=threads), expected)
+    np.testing.assert_array_equal(slide.read_patches(patches[-1:]), expected[-1:])
+
+
+def test_a_tile_that_many_patches_need_is_decoded_once(one_level_path, monkeypatch):
+    slide = open_slide(one_level_path)
+    slide.read_region((0, 0), (8, 8))
+    decoded, decode = [], JpegTiles.decode
+    monkeypatch.setattr(
+        JpegTiles,
+        "decode",
+        lambda self, level, index, *rest: decoded.append(index) or decode(self, level, index, *rest),
+    )
+    monkeypatch.setattr(CACHE, "max_bytes", 1)  # nothing is kept
+    x, y = (v.ravel() for v in np.meshgrid(np.arange(10, 500, 40), np.arange(10, 400, 40)))
+    slide.read_patches(pd.DataFrame({"x_l0": x, "y_l0": y, "size_px": 40, "mpp": slide.mpp}), threads=2)
+    assert len(decoded) == len(set(decoded)) > 4
+
+
 # What is not JPEG tiles, or not whole -----------------------------------------------------------------------------
 
 
@@ -251,6 +293,10 @@ def test_a_damaged_tile_is_named_and_the_others_are_read(tmp_path, damage):
     assert differences(slide.read_region((0, 0), (256, 256)), whole).max() <= DECODER_TOLERANCE
     with pytest.raises(SlideError, match=r"damaged\.tif: damaged at level 0, x 800, y 600 \(50 x 50 px\)"):
         slide.read_region((800, 600), (50, 50))
+    batch = pd.DataFrame({"x_l0": [0, 800], "y_l0": [0, 600], "size_px": 50, "mpp": slide.mpp})
+    with pytest.raises(SlideError, match=r"damaged\.tif: damaged at level 0, x \d+, y \d+ \(\d+ x \d+ px\)"):
+        slide.read_patches(batch, threads=2)
+    np.testing.assert_array_equal(slide.read_patches(batch[:1])[0], slide.read_region((0, 0), (50, 50)))
     assert differences(slide.read_region((0, 0), (256, 256)), whole).max() <= DECODER_TOLERANCE
 
 
