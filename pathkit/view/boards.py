@@ -139,7 +139,7 @@ class EmbeddingExplorer(_OnSlides):
         if self.palette:
             axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
         axes.set(xticks=[], yticks=[], title=self._title())
-        _image(right, self.gallery.snapshot())
+        self.gallery.draw(right)
         return figure
 
     def _built(self) -> Any:
@@ -229,7 +229,10 @@ class ErrorAtlas(_OnSlides):
             raise ValueError(
                 f"ErrorAtlas: no column {missing[0]!r}; the table has {', '.join(map(str, table))}."
             )
-        gallery = Gallery(table, slides, by=loss, caption=lambda r: f"{r[label]} → {r[predicted]}")
+        whole = lambda name: str(name).replace(" ", "\u00a0")  # noqa: E731  lines break at the arrow
+        gallery = Gallery(
+            table, slides, by=loss, caption=lambda r: f"{whole(r[label])} → {whole(r[predicted])}"
+        )
         super().__init__(table, slides, gallery, predicted)
         self.label, self.predicted = label, predicted
         self.classes = sorted(set(table[label].astype(str)) | set(table[predicted].astype(str)))
@@ -278,7 +281,7 @@ class ErrorAtlas(_OnSlides):
         axes.set_xticks(ticks, self.classes, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(ticks, self.classes, fontsize=8)
         axes.set(xlabel="predicted", ylabel="label")
-        _image(right, self.gallery.snapshot())
+        self.gallery.draw(right)
         return figure
 
     def _built(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -192,6 +193,15 @@ class Gallery(Rows):
         value = "" if self.by is None else row[self.by]
         return f"{value:.2f}" if isinstance(value, float) else str(value)
 
+    @property
+    def _lines(self) -> int:
+        """Lines of the longest caption: 1 or 2."""
+        return 1 + any("\n" in self._wrapped(self.caption(row)) for _, row in self.table.head(200).iterrows())
+
+    def _wrapped(self, caption: str) -> str:
+        """A caption in at most two lines of a picture's width."""
+        return "\n".join(textwrap.wrap(caption, 18, max_lines=2, placeholder="…"))
+
     def _heading(self) -> str:
         n = self.n_cols * self.n_rows
         order = f", by {self.by}" if self.by else ""
@@ -200,8 +210,15 @@ class Gallery(Rows):
     def _drawn(self) -> Any:
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(1.45 * self.n_cols, 1.65 * self.n_rows + 0.3), layout="constrained")
-        figure.suptitle(self._heading(), fontsize=9)
+        figure = Figure(
+            figsize=(1.45 * self.n_cols, (1.5 + 0.15 * self._lines) * self.n_rows + 0.3), layout="constrained"
+        )
+        self.draw(figure)
+        return figure
+
+    def draw(self, figure: Any) -> None:
+        """Draw the page on a figure of matplotlib, or on a part of one."""
+        figure.suptitle(self._heading(), fontsize=9, x=0.01, ha="left")
         axes = figure.subplots(self.n_rows, self.n_cols, squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
@@ -209,21 +226,22 @@ class Gallery(Rows):
         for axis, patch, (name, row) in zip(axes.flat, self.pixels(), self.shown.iterrows(), strict=False):
             axis.set_axis_on()
             axis.imshow(patch)
-            axis.set_title(self.caption(row), fontsize=8)
+            axis.set_title(self._wrapped(self.caption(row)), fontsize=8)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set(
                 color="#e6b800" if name in chosen else "#cccccc", linewidth=3 if name in chosen else 1
             )
-        return figure
 
     def _built(self) -> Any:
         import ipywidgets
         from bokeh.models import ColumnDataSource, HoverTool, Range1d
         from bokeh.plotting import figure
 
+        height = 104 + 14 * self._lines
+        self._picture = 92 / height  # of a row's height; the captions take the rest
         plot: Any = figure(
             width=104 * self.n_cols,
-            height=118 * self.n_rows,
+            height=height * self.n_rows,
             x_range=Range1d(start=0, end=self.n_cols),
             y_range=Range1d(start=self.n_rows, end=0),
             tools="tap,box_select",
@@ -234,12 +252,12 @@ class Gallery(Rows):
         plot.axis.visible = plot.grid.visible = False
         self._images = ColumnDataSource({k: [] for k in ("image", "x", "y")})
         self._frames = ColumnDataSource({k: [] for k in ("x", "y", "caption", "slide")})
-        plot.image_rgba("image", x="x", y="y", dw=0.92, dh=0.78, source=self._images)  # upright: y runs down
+        plot.image_rgba("image", x="x", y="y", dw=0.92, dh=self._picture, source=self._images)  # upright: y runs down
         frames = plot.rect(
             "x",
             "y",
             0.94,
-            0.82,
+            self._picture + 0.04,
             source=self._frames,
             fill_alpha=0,
             line_color="#cccccc",
@@ -254,7 +272,7 @@ class Gallery(Rows):
             "caption",
             source=self._captions,
             text_align="center",
-            text_baseline="bottom",
+            text_baseline="top",
             text_font_size="11px",
         )
         for tool in plot.toolbar.tools:
@@ -282,10 +300,11 @@ class Gallery(Rows):
         ]
         self._images.data = {"image": images, "x": columns + 0.04, "y": rows + 0.05}
         captions = [self.caption(row) for _, row in self.shown.iterrows()]
-        short = [c if len(c) <= 16 else f"{c[:15]}…" for c in captions]  # whole when pointed at
+        short = [self._wrapped(c) for c in captions]  # whole when pointed at
         names = self.shown["slide_id"].astype(str).tolist()
-        self._captions.data = {"x": columns + 0.5, "y": rows + 0.99, "caption": short}
-        self._frames.data = {"x": columns + 0.5, "y": rows + 0.44, "caption": captions, "slide": names}
+        self._captions.data = {"x": columns + 0.5, "y": rows + 0.08 + self._picture, "caption": short}
+        middle = rows + 0.05 + self._picture / 2
+        self._frames.data = {"x": columns + 0.5, "y": middle, "caption": captions, "slide": names}
         self._line.value = self._heading()
         self._selected()
 

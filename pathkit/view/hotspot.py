@@ -129,7 +129,7 @@ class HotSpotBoard(_OnSlides):
         left, right = _halves(figure, (1, 1.35))
         assert self.viewer is not None
         _image(left, self.viewer.snapshot())
-        _image(right, self.gallery.snapshot())
+        self.gallery.draw(right)
         return figure
 
     def _built(self) -> Any:

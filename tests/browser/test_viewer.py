@@ -550,8 +550,11 @@ _ = monitor.run(train)
 
 def test_notebook_7(notebook, slide_path):
     pytest.importorskip("notebook")
-    code = "a = SlideViewer(open_slide('slide.tif'), height_px=400)\na"
-    page = notebook("classic", SETUP, code, viewers=1, app="notebooks")
+    code = (
+        "a, b = (SlideViewer(s, height_px=400) for s in (open_slide('slide.tif'),"
+        " open_slide(np.full((3000, 4000, 3), 150, np.uint8))))\ndisplay(a, b)"
+    )
+    page = notebook("classic", SETUP, code, viewers=2, app="notebooks")
     assert page.js("v.tiles[0].source") == "server"
     assert page.tiles != []
     page.python(f"a.go_to((2803, 1907), mpp={MPP})")
@@ -559,6 +562,12 @@ def test_notebook_7(notebook, slide_path):
     pixels, (x, y, _) = page.crop()
     truth = open_slide(slide_path).read_region((x, y), (320, 200), mpp=MPP)
     assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
+
+    for scale in (0.3, 0.73, 1.27):  # tiles of one grey leave no seam at any scale
+        page.js(f"v.go(2048, 1536, {scale})", 1)  # the middle is a corner of four tiles
+        page.sharp(1)
+        grey, _ = page.crop(1)
+        assert np.ptp(grey) <= 1
 
 
 def test_a_refused_slide_comes_from_the_kernel(notebook, slide_path):

@@ -52,8 +52,9 @@ class Tiles {
           if (!kept?.image) continue;
           const part = tile / 2 ** up, px = (tx % 2 ** up) * part, py = (ty % 2 ** up) * part, ds = 2 ** (level + up);
           const w = Math.min(part, kept.image.width - px), h = Math.min(part, kept.image.height - py);
-          const x0 = snap(sx0 + ((tx >> up) * tile + px) * ds * scale), y0 = snap(sy0 + ((ty >> up) * tile + py) * ds * scale);
-          if (w > 0 && h > 0) ctx.drawImage(kept.image, px, py, w, h, x0, y0, snap(x0 + w * ds * scale) - x0, snap(y0 + h * ds * scale) - y0);
+          const x0 = sx0 + ((tx >> up) * tile + px) * ds * scale, y0 = sy0 + ((ty >> up) * tile + py) * ds * scale;
+          const box = [x0, y0, x0 + w * ds * scale, y0 + h * ds * scale].map(snap); // ends where the next tile begins
+          if (w > 0 && h > 0) ctx.drawImage(kept.image, px, py, w, h, box[0], box[1], box[2] - box[0], box[3] - box[1]);
           this.tiles.delete(at), this.tiles.set(at, kept); // used last
           break;
         }
