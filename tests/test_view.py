@@ -68,16 +68,32 @@ def test_callbacks_get_the_rows(explorer):
 
 def test_the_widgets_follow_and_lead(explorer):
     explorer.widget()
-    live = explorer._live
-    assert live.marks.data["outcome"] == ["hit", "false alarm", "missed"]
-    live.slider.value = 0.7
-    assert explorer.threshold == 0.7
-    assert live.marks.data["outcome"] == ["hit", "missed"]
-    assert live.marks.data["y"][0] == -0.03  # Bokeh's y grows upwards
-    live.slide.value = "b"
+    marks = explorer.viewer["candidates"].source
+    assert marks.data["outcome"] == ["hit", "false alarm", "missed"]
+    assert [layer.name for layer in explorer.viewer.layers] == ["probability", "truth", "candidates"]
+    explorer._slider.value = 0.7
+    assert explorer.threshold == explorer.viewer["probability"].threshold == 0.7
+    assert marks.data["outcome"] == ["hit", "missed"]
+    assert marks.data["y"][0] == 30.0 / 8.0  # level-0 pixels of the thumbnail, which is the slide here
+    explorer._slide.value = "b"
     assert explorer.slide_id == "b"
-    assert live.outlines.data["xs"] == []
-    assert "b at threshold 0.70" in live.line.value
+    assert [layer.name for layer in explorer.viewer.layers] == ["probability", "candidates"]
+    assert "b at threshold 0.70" in explorer._line.value
+    explorer.close()
+
+
+def test_the_slide_itself_is_shown_where_its_path_is_known(explorer, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (480, 320), "pink").save(path)
+    slides = explorer.slides.assign(path=str(path), mpp=0.5)
+    parts = explorer.thumbnails, explorer.heatmaps, explorer.candidates, explorer.lesions
+    explorer = ThresholdExplorer(slides, *parts)
+    explorer.widget()
+    assert explorer.viewer.slide.dimensions == (480, 320)
+    assert explorer.viewer["candidates"].source.data["x"][0] == 30.0 / 0.5
+    outline = explorer.viewer["truth"].shapes[0]
+    assert outline.bounds == pytest.approx((20, 20, 120, 120))
+    explorer.close()
 
 
 def test_a_snapshot_is_a_picture_and_static_mode_stores_nothing_else(explorer, monkeypatch):
@@ -89,7 +105,7 @@ def test_a_snapshot_is_a_picture_and_static_mode_stores_nothing_else(explorer, m
     monkeypatch.setattr("IPython.display.display", shown.append)
     explorer._ipython_display_()
     assert [type(s).__name__ for s in shown] == ["Image"]
-    assert explorer._live is None
+    assert explorer._widget is None
 
 
 def test_what_cannot_be_shown(explorer):

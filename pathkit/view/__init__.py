@@ -14,7 +14,7 @@ _NAMES = {
     "SlideViewer": "viewer",
     "ThresholdExplorer": "threshold",
     "draw_outlines": "threshold",
-    "is_static": "threshold",
+    "is_static": "pane",
     "AnnotationDrill": "drill",
     "CoordinateLab": "coordinates",
     "Gallery": "gallery",

@@ -12,8 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pathkit.patches import SlideSource
-from pathkit.view.pane import free, load_bokeh, pane
-from pathkit.view.threshold import is_static
+from pathkit.view.pane import free, is_static, load_bokeh, pane
 
 __all__ = ["Gallery", "Rows", "Shown"]
 
@@ -252,7 +251,9 @@ class Gallery(Rows):
         plot.axis.visible = plot.grid.visible = False
         self._images = ColumnDataSource({k: [] for k in ("image", "x", "y")})
         self._frames = ColumnDataSource({k: [] for k in ("x", "y", "caption", "slide")})
-        plot.image_rgba("image", x="x", y="y", dw=0.92, dh=self._picture, source=self._images)  # upright: y runs down
+        plot.image_rgba(
+            "image", x="x", y="y", dw=0.92, dh=self._picture, source=self._images
+        )  # upright: y runs down
         frames = plot.rect(
             "x",
             "y",

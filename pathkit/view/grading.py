@@ -18,7 +18,7 @@ from pathkit.grading import GRADES, PATTERNS, grade
 from pathkit.metrics import pairwise_kappa
 from pathkit.patches import SlideSource
 from pathkit.view.gallery import Rows
-from pathkit.view.layers import Heatmap
+from pathkit.view.layers import Heatmap, Layer
 from pathkit.view.pane import pane
 from pathkit.view.viewer import SlideViewer
 
@@ -43,6 +43,8 @@ class PatternMap(Heatmap):
 
     def legend(self) -> list[tuple[str, str]]:
         return list(zip(PATTERNS, COLOURS, strict=True))
+
+    key_html = Layer.key_html
 
     def controls(self) -> list[Any]:
         return []

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pathkit.geometry import Box, Raster
 from pathkit.metrics import match_detections
 from pathkit.slide import Slide
-from pathkit.view.threshold import COLOURS
 from pathkit.view.tiles import Pyramid
 
 __all__ = [
@@ -41,6 +40,14 @@ __all__ = [
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart; those that vanish in eosin come last.
 PALETTE = ["#0072b2", "#009e73", "#e69f00", "#56b4e9", "#f0e442", "#d55e00", "#cc79a7", "#000000"]
+#: What became of a detection.
+COLOURS = {
+    "hit": "#009e73",
+    "false alarm": "#d55e00",
+    "missed": "#000000",
+    "truth": "#0072b2",
+    "ignored": "#999999",
+}
 #: Rows drawn as marks with a hover; more are shaded.
 MARKS = 1500
 #: Corners of outlines sent at once.

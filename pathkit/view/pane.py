@@ -8,6 +8,7 @@ a lock, keeps what is said until the page is ready, and gives a late view the mo
 
 from __future__ import annotations
 
+import os
 import threading
 from functools import cache
 from pathlib import Path
@@ -15,11 +16,16 @@ from typing import Any
 
 from pathkit.view import registry
 
-__all__ = ["free", "load_bokeh", "pane"]
+__all__ = ["free", "is_static", "load_bokeh", "pane"]
 
 JS = Path(__file__).parent / "js"
 #: Changes kept for a page that is not there; of more, the whole model is sent when it comes.
 MOST_KEPT = 200
+
+
+def is_static() -> bool:
+    """Whether views should store pictures instead of widgets."""
+    return bool(os.environ.get("PATHKIT_STATIC"))
 
 
 def pane(model: Any) -> Any:

@@ -1,17 +1,16 @@
 """Threshold explorer: one slider, and what it does to the slide, to the lesions found and to the curves.
 
-The slide with its heatmap and the outlines of the truth; candidates drawn as hits, false alarms and missed lesions; the
-FROC and the ROC curve with the point of the present threshold, and the AUC of readers to compare with. All frames are
-microns; the y axis of the slide is negative inside Bokeh, whose images grow upwards, and is labelled as it should be.
+The slide in a viewer, with its heatmap from the threshold on and the outlines of the truth; candidates drawn as hits, false
+alarms and missed lesions; the FROC and the ROC curve with the point of the present threshold, and the AUC of readers to
+compare with. The picture is made of the thumbnails, in microns; the viewer has the whole slide where its path is known.
 """
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import geopandas
 import numpy as np
 import pandas as pd
 import shapely
@@ -19,32 +18,50 @@ from numpy.typing import NDArray
 
 from pathkit.geometry import Raster
 from pathkit.metrics import FrocCurve, auc, froc, match_detections, roc_points
-from pathkit.view.pane import load_bokeh, pane
+from pathkit.patches import SlideSource
+from pathkit.slide import open_slide
+from pathkit.view.gallery import Shown
+from pathkit.view.layers import COLOURS, Heatmap, Layer, Polygons
+from pathkit.view.pane import pane
+from pathkit.view.viewer import SlideViewer
 
-__all__ = ["ThresholdExplorer", "draw_outlines", "is_static"]
-
-#: Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {
-    "hit": "#009e73",
-    "false alarm": "#d55e00",
-    "missed": "#000000",
-    "truth": "#0072b2",
-    "ignored": "#999999",
-}
+__all__ = ["ThresholdExplorer", "draw_outlines"]
 
 
-def is_static() -> bool:
-    """Whether views should store pictures instead of widgets."""
-    return bool(os.environ.get("PATHKIT_STATIC"))
+class _Outcomes(Layer):
+    """Candidates from the threshold on as hits and false alarms, and the lesions that are missed."""
+
+    hover = [("", "@outcome"), ("probability", "@score{0.00}")]  # noqa: RUF012
+
+    def __init__(self, marks: dict[str, list[Any]]):
+        super().__init__("candidates")
+        self.marks_l0 = marks
+
+    def build(self, plot: Any) -> list[Any]:
+        from bokeh.models import ColumnDataSource
+
+        self.source = ColumnDataSource(self.marks_l0)
+        style: Any = {"size": 13, "line_color": "color", "fill_color": None, "line_width": 3}
+        return [plot.scatter("x", "y", source=self.source, **style)]
+
+    def show(self, marks: dict[str, list[Any]]) -> None:
+        """Show other marks."""
+        self.marks_l0 = marks
+        if self.renderers:
+            self.source.data = marks  # type: ignore[assignment]
+
+    def legend(self) -> list[tuple[str, str]]:
+        return [(name, COLOURS[name]) for name in ("hit", "false alarm", "missed")]
 
 
-class ThresholdExplorer:
+class ThresholdExplorer(Shown):
     """Slide, heatmap, lesions and curves, linked by a threshold.
 
     Parameters
     ----------
     slides : DataFrame
-        slide_id, label, score (of the slide), one row a slide searched.
+        slide_id, label, score (of the slide), one row a slide searched; with ``path`` (and mpp) the slide itself is
+        shown, else its thumbnail.
     thumbnails : mapping
         slide_id to a `Raster` of (H, W, 3) uint8.
     heatmaps : mapping
@@ -97,7 +114,8 @@ class ThresholdExplorer:
         positives = slides.loc[slides["label"] == positive, "slide_id"]
         self._slide_id = str(positives.iloc[0])
         self._callbacks: list[Callable[[pd.DataFrame], None]] = []
-        self._live: _Live | None = None
+        self.viewer: SlideViewer | None = None
+        self._files = SlideSource(slides) if "path" in slides else None
 
     # What is shown ---------------------------------------------------------------------------------------------
 
@@ -173,15 +191,13 @@ class ThresholdExplorer:
         )
 
     def _changed(self) -> None:
-        if self._live is not None:
-            self._live.update()
+        self._update()
         for callback in self._callbacks:
             callback(self.selection)
 
     # A picture -------------------------------------------------------------------------------------------------
 
-    def snapshot(self, *, dpi: int = 80) -> bytes:
-        """The view as a PNG, drawn without a browser."""
+    def _drawn(self) -> Any:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(14, 5.2), layout="constrained")
@@ -190,9 +206,7 @@ class ThresholdExplorer:
         self._draw_froc(figure.add_subplot(grid[1]))
         self._draw_roc(figure.add_subplot(grid[2]))
         figure.suptitle(self.summary(), fontsize=9)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=dpi)
-        return buffer.getvalue()
+        return figure
 
     def _draw_slide(self, axes: Any) -> None:
         thumbnail, heat = self.thumbnails[self._slide_id], self.heatmaps[self._slide_id]
@@ -253,144 +267,117 @@ class ThresholdExplorer:
 
     # Live ------------------------------------------------------------------------------------------------------
 
-    def widget(self) -> Any:
-        """The view as an ipywidget; one, however often it is asked for."""
-        if self._live is None:
-            self._live = _Live(self)
-        return self._live.box
-
-    def _ipython_display_(self) -> None:
-        from IPython.display import Image, display
-
-        if is_static():
-            display(Image(self.snapshot()))
-            return
-        load_bokeh()
-        display(self.widget())
-
-
-class _Live:
-    """The widgets of an explorer, and what keeps them up to date."""
-
-    def __init__(self, explorer: ThresholdExplorer):
+    def _built(self) -> Any:
         import ipywidgets
+        from bokeh.models import ColumnDataSource
 
-        self.explorer = explorer
-        options = [(f"{r.slide_id} ({r.label})", r.slide_id) for r in explorer.slides.itertuples()]
-        self.slide = ipywidgets.Dropdown(options=options, value=explorer.slide_id, description="Slide")
-        self.slider = ipywidgets.FloatSlider(
-            explorer.threshold, min=0, max=1, step=0.01, description="Threshold", continuous_update=True
+        options = [(f"{r.slide_id} ({r.label})", r.slide_id) for r in self.slides.itertuples()]
+        self._slide = ipywidgets.Dropdown(options=options, value=self.slide_id, description="Slide")
+        self._slider = ipywidgets.FloatSlider(
+            self.threshold, min=0, max=1, step=0.01, description="Threshold"
         )
-        self.line = ipywidgets.HTML()
-        self._build_figures()
-        self.update()  # before the pane, which shows the figures as they are when it is made
-        controls = ipywidgets.HBox([self.slide, self.slider])
-        self.box = ipywidgets.VBox([controls, pane(self.layout), self.line])
-        self.slide.observe(lambda change: setattr(explorer, "slide_id", change["new"]), "value")
-        self.slider.observe(lambda change: setattr(explorer, "threshold", change["new"]), "value")
+        self._slide.observe(lambda change: setattr(self, "slide_id", change["new"]), "value")
+        self._slider.observe(lambda change: setattr(self, "threshold", change["new"]), "value")
+        self._line = ipywidgets.HTML(layout={"width": "98%"})
+        self._pane = ipywidgets.VBox(layout={"flex": "1 1 auto", "min_width": "0"})
+        self._points = [ColumnDataSource(place) for place in self._places()]
+        curves = ipywidgets.VBox([pane(plot) for plot in self._curves()], layout={"flex": "0 0 260px"})
+        self._widget = ipywidgets.VBox(
+            [
+                ipywidgets.HBox([self._slide, self._slider]),
+                ipywidgets.HBox([self._pane, curves]),
+                self._line,
+            ]
+        )
+        self._update()
+        return self._widget
 
-    def _build_figures(self) -> None:
-        from bokeh.layouts import row
-        from bokeh.models import ColumnDataSource, CustomJSTickFormatter, HoverTool, Range1d
+    def _curves(self) -> list[Any]:
+        """The FROC and the ROC curve with their points, as Bokeh figures."""
+        from bokeh.models import Range1d
         from bokeh.plotting import figure
 
-        explorer = self.explorer
-        self.image = ColumnDataSource({k: [] for k in ("image", "x", "y", "dw", "dh")})
-        self.heat = ColumnDataSource({k: [] for k in ("image", "x", "y", "dw", "dh")})
-        self.outlines = ColumnDataSource({"xs": [], "ys": []})
-        self.marks = ColumnDataSource({"x": [], "y": [], "color": [], "outcome": [], "score": []})
-        self.froc_point, self.roc_point = (ColumnDataSource({"x": [], "y": []}) for _ in range(2))
-        tooltips = [("", "@outcome"), ("probability", "@score{0.00}")]
-        slide = figure(
-            width=470, height=390, match_aspect=True, tools="pan,wheel_zoom,reset", active_scroll="wheel_zoom"
-        )
-        slide.image_rgba("image", x="x", y="y", dw="dw", dh="dh", source=self.image)
-        slide.image(
-            "image",
-            x="x",
-            y="y",
-            dw="dw",
-            dh="dh",
-            source=self.heat,
-            palette="Viridis256",
-            global_alpha=0.45,  # type: ignore[call-arg]
-        )
-        slide.multi_line("xs", "ys", source=self.outlines, color=COLOURS["truth"], line_width=2)
-        marks = slide.scatter(
-            "x", "y", source=self.marks, size=13, line_color="color", fill_color=None, line_width=3
-        )
-        slide.add_tools(HoverTool(renderers=[marks], tooltips=tooltips))
-        slide.yaxis.formatter = CustomJSTickFormatter(code="return (-tick).toFixed(1)")
-        slide.xaxis.axis_label = slide.yaxis.axis_label = "mm"
-        slide.grid.visible = False
-        points = explorer.froc.points
-        free = figure(
-            width=265,
-            height=390,
-            tools="",
-            x_range=Range1d(start=-0.1, end=8),
-            y_range=Range1d(start=0, end=1.03),
-            title=f"FROC, mean {explorer.froc.mean:.2f}",
-        )
-        free.step(
-            points["fp_per_slide"], points["sensitivity"], mode="after", color=COLOURS["truth"], line_width=2
-        )
-        free.scatter("x", "y", source=self.froc_point, size=12, color=COLOURS["false alarm"])
-        free.xaxis.axis_label, free.yaxis.axis_label = "False alarms per slide", "Lesions found"
-        roc = figure(
-            width=265,
-            height=390,
-            tools="",
-            x_range=Range1d(start=-0.02, end=1),
-            y_range=Range1d(start=0, end=1.03),
-            title="ROC of slides",
-        )
-        roc.line(explorer.roc["fpr"], explorer.roc["tpr"], color=COLOURS["truth"], line_width=2)
-        roc.scatter("x", "y", source=self.roc_point, size=12, color=COLOURS["false alarm"])
-        for place, text in enumerate(reversed(explorer._reference_lines())):
-            roc.text([0.98], [0.03 + 0.06 * place], [text], text_align="right", text_font_size="8pt")
-        roc.xaxis.axis_label, roc.yaxis.axis_label = "1 - specificity", "Sensitivity"
-        self.layout = row(slide, free, roc)
-        self._shown: str | None = None
+        free, roc = self.froc.points, self.roc
+        titles = f"FROC, mean {self.froc.mean:.2f}", "ROC of slides"
+        labels = ("False alarms per slide", "Lesions found"), ("1 - specificity", "Sensitivity")
+        plots: list[Any] = []
+        for title, label, end in zip(titles, labels, (8, 1), strict=True):
+            ranges: Any = {
+                "x_range": Range1d(start=-0.02 * end, end=1.02 * end),
+                "y_range": Range1d(start=0, end=1.05),
+            }
+            plot = figure(width=260, height=235, tools="", toolbar_location=None, title=title, **ranges)
+            plot.xaxis.axis_label, plot.yaxis.axis_label = label
+            plots.append(plot)
+        style: Any = {"color": COLOURS["truth"], "line_width": 2}
+        plots[0].step(free["fp_per_slide"], free["sensitivity"], mode="after", **style)
+        plots[1].line(roc["fpr"], roc["tpr"], **style)
+        for plot, point in zip(plots, self._points, strict=True):
+            plot.scatter("x", "y", source=point, size=12, color=COLOURS["false alarm"])
+        for place, text in enumerate(reversed(self._reference_lines())):
+            plots[1].text([0.98], [0.03 + 0.09 * place], [text], text_align="right", text_font_size="8pt")
+        return plots
 
-    def update(self) -> None:
-        """Bring every widget to the explorer's state."""
-        explorer = self.explorer
-        self.slide.value, self.slider.value = explorer.slide_id, explorer.threshold
-        if self._shown != explorer.slide_id:
-            self._show_slide()
-        chosen, missed = explorer.selection, _middles(explorer.missed)
-        outcome = [*chosen["outcome"], *["missed"] * len(missed)]
-        self.marks.data = {
-            "x": [*(chosen["x_um"] / 1000), *(missed[:, 0] / 1000)],
-            "y": [*(-chosen["y_um"] / 1000), *(-missed[:, 1] / 1000)],
-            "color": [COLOURS[o] for o in outcome],
-            "outcome": outcome,
-            "score": [*chosen["score"], *[float("nan")] * len(missed)],
-        }
-        point = explorer.operating_point
-        self.froc_point.data = {"x": [point["false_alarms_per_slide"]], "y": [point["lesion_sensitivity"]]}
-        self.roc_point.data = {"x": [1 - point["slide_specificity"]], "y": [point["slide_sensitivity"]]}
-        self.line.value = explorer.summary()
+    def _update(self) -> None:
+        """Bring every widget to the present state."""
+        if self._widget is None:
+            return
+        self._slide.value, self._slider.value = self.slide_id, self.threshold
+        if self.viewer is None or self._shown != self.slide_id:
+            self._open()
+        elif self._heat is not None:
+            self._heat.threshold = self.threshold
+        self._marks.show(self._outcomes())
+        for source, place in zip(self._points, self._places(), strict=True):
+            source.data = place  # type: ignore[assignment]
+        self._line.value = self.summary()
 
-    def _show_slide(self) -> None:
-        explorer = self.explorer
-        thumbnail, heat = explorer.thumbnails[explorer.slide_id], explorer.heatmaps[explorer.slide_id]
-        rgba = np.dstack([thumbnail.values, np.full(thumbnail.values.shape[:2], 255, np.uint8)])
-        packed = np.ascontiguousarray(rgba[::-1]).view(np.uint32)[..., 0]
-        self.image.data = {"image": [packed], **_place(thumbnail)}
-        self.heat.data = {"image": [np.asarray(heat.values[::-1], np.float32)], **_place(heat)}
-        rings = [
-            r / 1000 for r in _rings(explorer.lesions[explorer.lesions["slide_id"] == explorer.slide_id])
+    def _places(self) -> list[dict[str, list[float]]]:
+        """The present threshold on the FROC and on the ROC curve."""
+        point = self.operating_point
+        return [
+            {"x": [point["false_alarms_per_slide"]], "y": [point["lesion_sensitivity"]]},
+            {"x": [1 - point["slide_specificity"]], "y": [point["slide_sensitivity"]]},
         ]
-        self.outlines.data = {"xs": [r[:, 0] for r in rings], "ys": [-r[:, 1] for r in rings]}
-        self._shown = explorer.slide_id
 
+    def _open(self) -> None:
+        """Show the present slide."""
+        self.close()
+        heat, here = self.heatmaps[self.slide_id], self.lesions[self.lesions["slide_id"] == self.slide_id]
+        if self._files is not None:
+            slide = self._files[self.slide_id]
+        else:
+            thumbnail = self.thumbnails[self.slide_id]
+            slide = open_slide(np.ascontiguousarray(thumbnail.values), mpp=thumbnail.mpp)
+        self.viewer, self._shown, self._heat = SlideViewer(slide, height_px=440), self.slide_id, None
+        if np.isfinite(heat.values).any():
+            self._heat = Heatmap(
+                heat, name="probability", low=0, high=1, threshold=self.threshold, opacity=0.45
+            )
+            self.viewer.add(self._heat)
+        if len(here):
+            outlines = shapely.transform(np.asarray(here["geometry"]), lambda xy: xy / slide.mpp)
+            truth = geopandas.GeoDataFrame({"class": "lesion"}, index=range(len(here)), geometry=outlines)
+            self.viewer.add(Polygons(truth, name="truth", colours={"lesion": COLOURS["truth"]}, fill=0))
+        self._marks = _Outcomes(self._outcomes())
+        self.viewer.add(self._marks)
+        self._pane.children = [self.viewer.widget()]
 
-def _place(raster: Raster) -> dict[str, list[float]]:
-    """Position of an image in Bokeh: lower left corner and size in mm, y negative."""
-    box = raster.extent_um
-    return {"x": [box.x / 1000], "y": [-box.y1 / 1000], "dw": [box.width / 1000], "dh": [box.height / 1000]}
+    def _outcomes(self) -> dict[str, list[Any]]:
+        """The marks on the slide, in its level-0 pixels."""
+        assert self.viewer is not None
+        chosen, missed = self.selection, _middles(self.missed)
+        xy = np.vstack([chosen[["x_um", "y_um"]].to_numpy(float), missed]) / self.viewer.slide.mpp
+        outcome = [*chosen["outcome"], *["missed"] * len(missed)]
+        score = [*chosen["score"], *[float("nan")] * len(missed)]
+        places = {"x": xy[:, 0].tolist(), "y": xy[:, 1].tolist()}
+        return places | {"color": [COLOURS[o] for o in outcome], "outcome": outcome, "score": score}
+
+    def close(self) -> None:
+        """Close the slide that is shown."""
+        if self.viewer is not None:
+            self.viewer.close()
+            self.viewer = None
 
 
 def _extent_mm(raster: Raster) -> tuple[float, float, float, float]:

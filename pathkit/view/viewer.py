@@ -34,8 +34,7 @@ from pathkit.geometry import Box
 from pathkit.slide import Slide, SlideError
 from pathkit.view import registry
 from pathkit.view.layers import PALETTE, Layer, SecondSlide, as_layer
-from pathkit.view.pane import JS, free, load_bokeh, pane
-from pathkit.view.threshold import is_static
+from pathkit.view.pane import JS, free, is_static, load_bokeh, pane
 from pathkit.view.tiles import TILE_PX, Pyramid, TileCache, jpeg
 
 __all__ = ["SlideViewer", "View"]

@@ -45,5 +45,5 @@ def test_the_slider_drives_the_view(notebook):
     page.locator(".widget-html-content", has_text="a at threshold 0.70: 1 hits, 0 false alarms").wait_for(
         timeout=30_000
     )
-    page.locator(".widget-dropdown select").select_option(label="b (normal)")
+    page.locator(".widget-dropdown select").first.select_option(label="b (normal)")
     page.wait_for_function(f"() => ({MARKS})().includes('')", timeout=30_000)
