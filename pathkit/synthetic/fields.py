@@ -29,7 +29,7 @@ from pathkit.synthetic.prostate import prostate_core
 from pathkit.synthetic.scanner import Site, scan
 from pathkit.synthetic.tissues import CLASSES
 
-__all__ = ["Fields", "SlideFields", "nuclei_fields", "random_site", "slide_fields"]
+__all__ = ["Fields", "SlideFields", "nuclei_fields", "random_site", "slide_fields", "smooth_field"]
 
 _ORGANS: dict[str, Callable[[int], Architecture]] = {
     "colon": lambda seed: colon(seed, grade=1 + seed % 3, size_um=(1200.0, 1300.0)),
@@ -266,13 +266,13 @@ def _field(
     names, numbers = np.unique(ids, return_inverse=True)
     grid = np.indices((wide, wide))[::-1]
     bend = [
-        _smooth(rng, wide, s / site.mpp) * min(variety * a / site.mpp, margin / 4)
+        smooth_field(rng, wide, s / site.mpp) * min(variety * a / site.mpp, margin / 4)
         for s, a in ((9, 0.9), (3, 0.3), (9, 0.9), (3, 0.3))
     ]
     x, y = ((grid[k] + bend[2 * k] + bend[2 * k + 1]).astype(np.float32) for k in (0, 1))
     curved = cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     bent = cv2.remap(numbers.reshape(ids.shape).astype(np.float32), x, y, cv2.INTER_NEAREST)
-    lit = curved * (1 + 0.12 * variety * rng.random() * _smooth(rng, wide, wide / 2))[..., None]
+    lit = curved * (1 + 0.12 * variety * rng.random() * smooth_field(rng, wide, wide / 2))[..., None]
     inner = (slice(margin, -margin),) * 2
     return np.clip(lit[inner], 0, 255).astype(np.uint8), names[bent[inner].astype(int)]
 
@@ -303,17 +303,17 @@ def _vary(
     names, numbers = np.unique(ids, return_inverse=True)
     strength = rng.lognormal(0, rng.uniform(0.1, 0.55) * variety, len(names))
     coarse = rng.uniform(0.35, 1.1) / mpp
-    chromatin = 1 + variety * rng.uniform(0, 0.4) * _smooth(rng, max(height, width), coarse)[:height, :width]
+    chromatin = 1 + variety * rng.uniform(0, 0.4) * smooth_field(rng, max(height, width), coarse)[:height, :width]
     nucleus = ids > 0
     stain[..., 0] *= np.where(nucleus, strength[numbers.reshape(ids.shape)] * np.maximum(chromatin, 0.1), 1)
     if rng.random() < 0.6 * variety:
         turned = np.rot90(np.where(nucleus, stain[..., 0], 0), 2)
-        seldom = _smooth(rng, max(height, width), 25 / mpp)[:height, :width] > rng.uniform(0.3, 1.2)
+        seldom = smooth_field(rng, max(height, width), 25 / mpp)[:height, :width] > rng.uniform(0.3, 1.2)
         ghosts = cv2.GaussianBlur(turned * seldom, (0, 0), rng.uniform(1.2, 4) / mpp)
         stain[..., 0] += np.where(nucleus, 0.3, 1) * rng.uniform(0.2, 0.7) * ghosts
 
 
-def _smooth(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float32]:
+def smooth_field(rng: np.random.Generator, size: int, scale: float) -> NDArray[np.float32]:
     """(size, size) noise of unit variance with features of `scale` pixels."""
     coarse = int(np.ceil(size / scale)) + 3
     noise = rng.standard_normal((coarse, coarse)).astype(np.float32)

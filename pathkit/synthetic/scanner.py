@@ -20,7 +20,7 @@ from pathkit.synthetic.artefacts import Artefact, margin_px, on_light, on_sectio
 from pathkit.synthetic.noise import hashed
 from pathkit.synthetic.paint import concentrations
 
-__all__ = ["SITES", "Site", "scan", "slide_stains"]
+__all__ = ["SITES", "Site", "expose", "scan", "slide_stains"]
 
 _MARGIN_PX = 8
 
@@ -218,6 +218,18 @@ def scan(
     return _exposed(
         np.ascontiguousarray(blurred), white, site.gamma, site.noise, architecture.seed, *location_px
     )
+
+
+def expose(
+    stain: NDArray[np.float32], site: Site, *, blur_px: float, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Concentrations (H, W, 3) as a site shows them, with a point spread of its own: for pictures that are no region of a slide."""
+    light = _transmitted(stain, slide_stains(site, seed))
+    sigma = max(blur_px, 0.1)
+    seen = _blurred(light, sigma)
+    if site.sharpen:
+        seen = np.maximum((1 + site.sharpen) * seen - site.sharpen * _blurred(light, np.hypot(sigma, 1.0)), 0)
+    return _exposed(seen, np.array(site.white, np.float32), site.gamma, site.noise, seed, 0, 0)
 
 
 def _blurred(light: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
