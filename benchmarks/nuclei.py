@@ -52,20 +52,22 @@ def trained(
     return model
 
 
-def whole_slide(model: Segmenter, side: int) -> None:
+def whole_slide(model: Segmenter, side: int, path: Path | None) -> None:
     """Segments a slide in two tilings and compares the tables."""
     with tempfile.TemporaryDirectory() as folder:
-        mosaic = Mosaic((side, side), mpp=TRAINED_MPP, seed=1)
-        path = write_big_slide(Path(folder) / "big.tif", mosaic, objects=False)
+        if path is None:
+            mosaic = Mosaic((side, side), mpp=TRAINED_MPP, seed=1)
+            path = write_big_slide(Path(folder) / "big.tif", mosaic, objects=False)
         tables = []
         for tile in ((2048, 768), (1400, 1100)):
             with open_slide(path) as slide:
+                width, height = slide.dimensions
                 start = time.perf_counter(), time.process_time()
                 table = segment_slide(slide, model, tile_px=tile)
                 wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             print(
-                f"{side} x {side} px at {TRAINED_MPP} µm, tiles {tile}: {len(table)} nuclei, {wall:.0f} s wall, {cpu:.0f} s"
+                f"{width} x {height} px at {TRAINED_MPP} µm, tiles {tile}: {len(table)} nuclei, {wall:.0f} s wall, {cpu:.0f} s"
                 f" CPU, {len(table) / wall:.0f} nuclei a second, peak {peak:.0f} MB"
             )
             tables.append(table)
@@ -120,12 +122,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("what", choices=["slide", "real"])
     options.add_argument("--side", type=int, default=20000)
+    options.add_argument("--slide", type=Path, help="a slide that was made before, instead of a new one")
     options.add_argument("--fields", type=int, default=400)
     options.add_argument("--epochs", type=int, default=12)
     options.add_argument("--weights", type=Path)
     asked = options.parse_args()
     if asked.what == "slide":
-        whole_slide(trained(asked.fields, asked.epochs, 0.0, (0.5, 0.5), asked.weights), asked.side)
+        whole_slide(
+            trained(asked.fields, asked.epochs, 0.0, (0.5, 0.5), asked.weights), asked.side, asked.slide
+        )
     else:
         on_real(trained(asked.fields, asked.epochs, 1.0, (0.2, 0.5), asked.weights), asked.epochs)
 

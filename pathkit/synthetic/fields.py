@@ -29,7 +29,15 @@ from pathkit.synthetic.prostate import prostate_core
 from pathkit.synthetic.scanner import Site, scan
 from pathkit.synthetic.tissues import CLASSES
 
-__all__ = ["Fields", "SlideFields", "nuclei_fields", "random_site", "slide_fields", "smooth_field"]
+__all__ = [
+    "Fields",
+    "SlideFields",
+    "nuclei_fields",
+    "numbered",
+    "random_site",
+    "slide_fields",
+    "smooth_field",
+]
 
 _ORGANS: dict[str, Callable[[int], Architecture]] = {
     "colon": lambda seed: colon(seed, grade=1 + seed % 3, size_um=(1200.0, 1300.0)),
@@ -127,9 +135,9 @@ def slide_fields(
                 location = (x * mpp / slide.mpp, y * mpp / slide.mpp)
                 images.append(slide.read_region(location, (size_px, size_px), mpp=mpp))
                 ids = _nuclei_at(truth.architecture, (x, y), (size_px, size_px), mpp)
-                numbered = _numbered(ids, least_px)
-                labels.append(numbered)
-                kept, first = np.unique(numbered, return_index=True)
+                own = numbered(ids, least_px)
+                labels.append(own)
+                kept, first = np.unique(own, return_index=True)
                 kinds.append({int(k): names[int(ids.flat[i])] for k, i in zip(kept, first, strict=True) if k})
                 rows.append(
                     {
@@ -236,7 +244,7 @@ def nuclei_fields(
         own = random_site(rng, scales[k]) if site is None else site.at(scales[k])
         location = _on_cells(rng, architecture, size_px, scales[k], memo)
         images[k], ids = _field(rng, architecture, own, location, size_px, variety)
-        labels[k] = _numbered(ids, least_px)
+        labels[k] = numbered(ids, least_px)
         names.append(organ)
     return Fields(images, labels, scales, names)
 
@@ -303,7 +311,9 @@ def _vary(
     names, numbers = np.unique(ids, return_inverse=True)
     strength = rng.lognormal(0, rng.uniform(0.1, 0.55) * variety, len(names))
     coarse = rng.uniform(0.35, 1.1) / mpp
-    chromatin = 1 + variety * rng.uniform(0, 0.4) * smooth_field(rng, max(height, width), coarse)[:height, :width]
+    chromatin = (
+        1 + variety * rng.uniform(0, 0.4) * smooth_field(rng, max(height, width), coarse)[:height, :width]
+    )
     nucleus = ids > 0
     stain[..., 0] *= np.where(nucleus, strength[numbers.reshape(ids.shape)] * np.maximum(chromatin, 0.1), 1)
     if rng.random() < 0.6 * variety:
@@ -337,7 +347,8 @@ def _on_cells(
     return int(x), int(y)
 
 
-def _numbered(ids: NDArray[np.int64], least_px: int) -> NDArray[np.int32]:
+def numbered(ids: NDArray[Any], least_px: int) -> NDArray[np.int32]:
+    """1, 2, ... for the nuclei of which enough is seen, 0 for the others."""
     values, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
     kept = (values != 0) & (counts >= least_px)
     new = np.zeros(len(values), np.int32)

@@ -210,26 +210,25 @@ def scan(
     light = _transmitted(stain, slide_stains(site, architecture.seed if stain_seed is None else stain_seed))
     on_light(light, near, (x, y), site.mpp)
     sigma = max((site.blur_um + (0.2 if architecture.frozen else 0.0)) / site.mpp, 0.1)
-    seen = _blurred(light, sigma)
-    if site.sharpen:  # what is lost by one more pixel of blur is given back
-        seen = np.maximum((1 + site.sharpen) * seen - site.sharpen * _blurred(light, np.hypot(sigma, 1.0)), 0)
-    blurred = seen[margin:-margin, margin:-margin]
+    blurred = _focused(light, sigma, site.sharpen)[margin:-margin, margin:-margin]
     white = np.array(site.white, np.float32)
     return _exposed(
         np.ascontiguousarray(blurred), white, site.gamma, site.noise, architecture.seed, *location_px
     )
 
 
-def expose(
-    stain: NDArray[np.float32], site: Site, *, blur_px: float, seed: int = 0
-) -> NDArray[np.uint8]:
-    """Concentrations (H, W, 3) as a site shows them, with a point spread of its own: for pictures that are no region of a slide."""
-    light = _transmitted(stain, slide_stains(site, seed))
-    sigma = max(blur_px, 0.1)
-    seen = _blurred(light, sigma)
-    if site.sharpen:
-        seen = np.maximum((1 + site.sharpen) * seen - site.sharpen * _blurred(light, np.hypot(sigma, 1.0)), 0)
+def expose(stain: NDArray[np.float32], site: Site, *, blur_px: float, seed: int = 0) -> NDArray[np.uint8]:
+    """Concentrations (H, W, 3) as a site shows them, with a point spread of their own: for what is no region of a slide."""
+    seen = _focused(_transmitted(stain, slide_stains(site, seed)), max(blur_px, 0.1), site.sharpen)
     return _exposed(seen, np.array(site.white, np.float32), site.gamma, site.noise, seed, 0, 0)
+
+
+def _focused(light: NDArray[np.float32], sigma: float, sharpen: float) -> NDArray[np.float32]:
+    """Blurred; what is lost by one more pixel of blur is given back `sharpen` times."""
+    seen = _blurred(light, sigma)
+    if not sharpen:
+        return seen
+    return np.maximum((1 + sharpen) * seen - sharpen * _blurred(light, np.hypot(sigma, 1.0)), 0)
 
 
 def _blurred(light: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
