@@ -1,6 +1,6 @@
 """Nuclei of a whole slide (objects a second, peak memory, seams), and nuclei of real images before and after fine-tuning.
 
-    python benchmarks/nuclei.py slide --side 20000     # a synthetic slide, segmented in two tilings
+    python benchmarks/nuclei.py slide --side 20000     # a synthetic slide, a part of it in three tilings
     python benchmarks/nuclei.py real                   # ../shared/data/nuclei_instances, half of it for fine-tuning
 
 The network is trained on synthetic fields first; ``--weights`` keeps it.
@@ -12,7 +12,9 @@ import argparse
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,51 +32,77 @@ from pathkit.segmentation import (
     segment,
     segment_slide,
 )
-from pathkit.slide import open_slide
-from pathkit.synthetic import Mosaic, nuclei_fields, write_big_slide
+from pathkit.slide import Slide, open_slide
+from pathkit.synthetic import Mosaic, crowded_fields, nuclei_fields, write_big_slide
+from pathkit.tissue import tissue_mask
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei_instances"
 TRAINED_MPP = 0.5
 
 
-def trained(
-    fields: int, epochs: int, variety: float, mpp: tuple[float, float], weights: Path | None
-) -> Segmenter:
-    """A segmenter of nuclei that saw synthetic fields only."""
+def trained(fields: int, epochs: int, weights: Path | None, *, of_slides: bool) -> Segmenter:
+    """A segmenter of nuclei that saw synthetic fields only: as on the slides, or of every kind."""
     if weights and weights.exists():
         return load_segmenter(weights)
-    drawn = nuclei_fields(fields, size_px=192, mpp=mpp, variety=variety)
+    if of_slides:
+        kinds = [nuclei_fields(fields, size_px=192, mpp=(TRAINED_MPP, TRAINED_MPP))]
+    else:
+        kinds = [
+            crowded_fields(2 * fields, size_px=192),
+            nuclei_fields(fields, size_px=192, mpp=(0.2, 0.5), variety=1.0),
+        ]
+    images, instances = (
+        np.concatenate([getattr(k, name) for k in kinds]) for name in ("images", "instances")
+    )
     torch.manual_seed(0)
     model = Segmenter()
-    fit_segmenter(model, drawn.images, drawn.instances, mpp=TRAINED_MPP, epochs=epochs, batch_size=16)
+    start = time.process_time()
+    fit_segmenter(model, images, instances, mpp=TRAINED_MPP, epochs=epochs, batch_size=16)
+    print(f"{len(images)} synthetic fields, {epochs} epochs, {time.process_time() - start:.0f} s CPU")
     if weights:
         save_segmenter(model, weights)
     return model
 
 
-def whole_slide(model: Segmenter, side: int, path: Path | None) -> None:
-    """Segments a slide in two tilings and compares the tables."""
+def whole_slide(model: Segmenter, side: int, path: Path | None, out: Path | None, seam_px: int) -> None:
+    """Segments a slide; then a part of it in two more tilings, whose tables must be the same."""
     with tempfile.TemporaryDirectory() as folder:
         if path is None:
             mosaic = Mosaic((side, side), mpp=TRAINED_MPP, seed=1)
             path = write_big_slide(Path(folder) / "big.tif", mosaic, objects=False)
-        tables = []
-        for tile in ((2048, 768), (1400, 1100)):
-            with open_slide(path) as slide:
-                width, height = slide.dimensions
-                start = time.perf_counter(), time.process_time()
-                table = segment_slide(slide, model, tile_px=tile)
-                wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(
-                f"{width} x {height} px at {TRAINED_MPP} µm, tiles {tile}: {len(table)} nuclei, {wall:.0f} s wall, {cpu:.0f} s"
-                f" CPU, {len(table) / wall:.0f} nuclei a second, peak {peak:.0f} MB"
-            )
-            tables.append(table)
+        with open_slide(path) as slide:
+            width, height = slide.dimensions
+            print(f"{width} x {height} px at {slide.mpp:g} µm/px", flush=True)
+            if side:
+                measured(slide, model, out=out)
+            mask = tissue_mask(slide, mpp=8.0)
+            part = np.zeros_like(mask.values)
+            first, last = (round(v * slide.mpp / mask.mpp) for v in (0.3 * width, 0.3 * width + seam_px))
+            part[first:last, first:last] = mask.values[first:last, first:last]
+            part = replace(mask, values=part)
+            tables = [
+                measured(slide, model, mask=part, tile_px=tile)
+                for tile in ((2048, 768), (1400, 1100), (700, 500))
+            ]
     keys = [
         set(zip(t["x_um"].round(3), t["y_um"].round(3), t["area_um2"].round(3), strict=True)) for t in tables
     ]
-    print(f"the same in both tilings: {len(keys[0] & keys[1])} of {len(keys[0])} and {len(keys[1])}")
+    print(
+        f"nuclei of {seam_px} x {seam_px} px by tiling: {[len(k) for k in keys]}, the same: {len(set.intersection(*keys))}"
+    )
+
+
+def measured(slide: Slide, model: Segmenter, **options: Any) -> pd.DataFrame:
+    wall, cpu = time.perf_counter(), time.process_time()
+    table = segment_slide(slide, model, progress=False, **options)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"tiles {options.get('tile_px', 'default')}: {len(table)} nuclei, {wall:.0f} s wall, {cpu:.0f} s CPU,"
+        f" {len(table) / cpu:.0f} nuclei a second of CPU, peak {peak:.0f} MB",
+        flush=True,
+    )
+    return table
 
 
 def real_fields() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -121,18 +149,19 @@ def on_real(model: Segmenter, epochs: int) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     options.add_argument("what", choices=["slide", "real"])
-    options.add_argument("--side", type=int, default=20000)
+    options.add_argument("--side", type=int, default=20000, help="0: only the part for the seams")
     options.add_argument("--slide", type=Path, help="a slide that was made before, instead of a new one")
-    options.add_argument("--fields", type=int, default=400)
+    options.add_argument("--out", type=Path, help="table of the whole slide's nuclei; a stopped run goes on")
+    options.add_argument("--seam-px", type=int, default=4000)
+    options.add_argument("--fields", type=int, default=300)
     options.add_argument("--epochs", type=int, default=12)
     options.add_argument("--weights", type=Path)
     asked = options.parse_args()
+    model = trained(asked.fields, asked.epochs, asked.weights, of_slides=asked.what == "slide")
     if asked.what == "slide":
-        whole_slide(
-            trained(asked.fields, asked.epochs, 0.0, (0.5, 0.5), asked.weights), asked.side, asked.slide
-        )
+        whole_slide(model, asked.side, asked.slide, asked.out, asked.seam_px)
     else:
-        on_real(trained(asked.fields, asked.epochs, 1.0, (0.2, 0.5), asked.weights), asked.epochs)
+        on_real(model, asked.epochs)
 
 
 if __name__ == "__main__":

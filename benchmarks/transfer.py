@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from pathkit.models import keep_memory
 from pathkit.objects import counts, instance_scores
 from pathkit.segmentation import separated, targets
+from pathkit.synthetic.crowds import crowded_fields
 from pathkit.synthetic.fields import nuclei_fields
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei_instances"
@@ -62,12 +63,14 @@ def jittered(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 def train(n: int, steps: int, seed: int, device: str) -> nn.Module:
     torch.manual_seed(seed)
     keep_memory()
-    fields = nuclei_fields(n, size_px=FIELD_PX, mpp=MPP, variety=1.0, seed=seed)
-    wanted = torch.from_numpy(np.stack([targets(x) for x in tqdm(fields.instances, desc="targets")]))
-    pixels = torch.from_numpy(fields.images).permute(0, 3, 1, 2)
+    crowds = crowded_fields(n, size_px=FIELD_PX, seed=seed)
+    tissue = nuclei_fields(n // 2, size_px=FIELD_PX, mpp=MPP, variety=1.0, seed=seed)
+    truth = np.concatenate([crowds.instances, tissue.instances])
+    wanted = torch.from_numpy(np.stack([targets(x) for x in tqdm(truth, desc="targets")]))
+    pixels = torch.from_numpy(np.concatenate([crowds.images, tissue.images])).permute(0, 3, 1, 2)
     network = build(device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=4e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps, pct_start=0.8)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps, pct_start=0.3)
     rng = np.random.default_rng(seed)
     network.train()
     for step in (bar := tqdm(range(steps), desc="training", mininterval=5)):
@@ -168,8 +171,8 @@ def look_of(image: np.ndarray) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--fields", type=int, default=900)
-    options.add_argument("--steps", type=int, default=600)
+    options.add_argument("--fields", type=int, default=1500)
+    options.add_argument("--steps", type=int, default=4000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--development", action="store_true", help="test on the development half alone")
     options.add_argument("--pictures", type=Path, help="folder for pictures of the worst images")

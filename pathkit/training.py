@@ -40,6 +40,10 @@ from pathkit.stain import HED, remix
 __all__ = ["Augment", "Fit", "class_weights", "fit", "fit_linear_probe"]
 
 
+#: Peak learning rate of the last layer of a pretrained network, and what share of it its encoder's weights get.
+FINE_TUNING_LR, ENCODER_SHARE = 3e-4, 0.1
+
+
 @dataclass
 class Fit:
     """What `fit` gives back.
@@ -130,7 +134,7 @@ def fit(
     slides: Any,
     epochs: int = 8,
     batch_size: int = 64,
-    lr: float = 3e-3,
+    lr: float | None = None,
     weight_decay: float = 1e-3,
     label: str = "label",
     balanced: bool = True,
@@ -159,8 +163,12 @@ def fit(
         Labelled patches, of one size_px and mpp; their patients should differ (`splits.check_no_leak`).
     slides : DataFrame or mapping
         As `patches.PatchDataset`.
-    epochs, batch_size, lr, weight_decay
-        AdamW with a one-cycle learning rate whose peak is `lr`.
+    epochs, batch_size, weight_decay
+        AdamW with a one-cycle learning rate.
+    lr : float, optional
+        Its peak: by default 3e-3 for a network from scratch. A pretrained encoder is fine-tuned: its batch-norm statistics
+        stay, 3e-4 is the default, and its weights go at a tenth of `lr`, the last layer's at `lr`. Begin with
+        `fit_linear_probe`, so that a random last layer does not spoil the features [1]_.
     label : str
         Column with the class.
     balanced : bool
@@ -205,6 +213,10 @@ def fit(
     ValueError
         If a class has no example, tables differ in size or mpp, a label is unknown, or the folder holds the state of a
         run with other settings.
+
+    References
+    ----------
+    .. [1] Kumar et al., "Fine-tuning can distort pretrained features and underperform out-of-distribution", ICLR 2022.
     """
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f'fit: precision is "auto", "bf16" or "fp32", got {precision!r}.')
@@ -215,6 +227,8 @@ def fit(
     val_labels = encode_labels(val, label, model.classes)[1]
     weights = class_weights(train_labels, len(model.classes), model.classes)
     model.mpp, model.size_px = mpp, size_px
+    if lr is None:
+        lr = FINE_TUNING_LR if model.encoder.pretrained else 3e-3
     if on_cpu:
         keep_memory()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -380,6 +394,12 @@ class _Classification(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._losses, self._start = [], time.perf_counter()
+        if (
+            self.model.encoder.pretrained
+        ):  # few patches tell less of the features' spread than the many before
+            for layer in self.model.encoder.modules():
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.eval()
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         pixels, labels = batch
@@ -436,11 +456,18 @@ class _Classification(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         fused = self.device.type == "cuda"  # one kernel a step instead of some for each weight
+        gentle = self.lr * (ENCODER_SHARE if self.model.encoder.pretrained else 1)
+        of_encoder = list(self.model.encoder.parameters())
+        known = {id(p) for p in of_encoder}
+        groups = [([p for p in self.parameters() if id(p) not in known], self.lr), (of_encoder, gentle)]
+        groups = [(weights, lr) for weights, lr in groups if weights]  # colour has none
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused
+            [{"params": weights, "lr": lr} for weights, lr in groups],
+            weight_decay=self.weight_decay,
+            fused=fused,
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [lr for _, lr in groups], total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer_step(

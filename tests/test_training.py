@@ -202,6 +202,25 @@ def test_batches_made_ahead_are_the_loaders_and_so_are_its_errors():
         list(training._Ahead(damaged, cuda=False))
 
 
+def test_a_pretrained_encoder_is_changed_gently():
+    moved = {}
+    for pretrained in (False, True):
+        model = new_model()
+        model.encoder.pretrained = pretrained
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        after = fit(model, TRAIN, VAL, epochs=1, lr=1e-3, **PLAIN).model.state_dict()
+        largest = {k: float((after[k].float() - before[k].float()).abs().max()) for k in before}
+        moved[pretrained] = {
+            "statistics": max(v for k, v in largest.items() if "running" in k),
+            "encoder": max(v for k, v in largest.items() if k.startswith("encoder") and "weight" in k),
+            "head": max(v for k, v in largest.items() if k.startswith("head")),
+        }
+    assert moved[True]["statistics"] == 0 < moved[False]["statistics"]
+    # A step of Adam is about as long as its rate, whatever the gradient.
+    assert moved[True]["encoder"] < 0.3 * moved[False]["encoder"]
+    assert moved[True]["head"] > 0.3 * moved[False]["head"]
+
+
 def test_a_compiled_step_is_the_same_step():
     plain, compiled = (fit(new_model(), TRAIN, VAL, epochs=1, compile=c, **PLAIN) for c in (False, "eager"))
     assert model_digest(plain.model) == model_digest(compiled.model)

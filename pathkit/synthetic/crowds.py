@@ -100,7 +100,7 @@ def _look(rng: np.random.Generator, width: float) -> _Look:
     return _Look(
         width=width,
         spread=rng.uniform(0.05, 0.35),
-        aspect=rng.uniform(2, 4) if rng.random() < 0.25 else 1 + rng.gamma(1.5, 0.25),
+        aspect=rng.uniform(2, 4) if rng.random() < 0.3 else 1 + rng.gamma(1.5, 0.25),
         along=rng.uniform(0, np.pi),
         disorder=rng.choice([0.2, 0.5, 3.0]),
         pointed=rng.uniform(0, 0.25),
@@ -108,7 +108,7 @@ def _look(rng: np.random.Generator, width: float) -> _Look:
         strength=rng.uniform(0.05, 0.5),
         pale=rng.uniform(0, 0.7) * (rng.random() < 0.5),
         hidden=rng.uniform(0, 1),
-        edge=rng.uniform(0.03, 0.1) * width,
+        edge=rng.uniform(0.03, 0.14) * width,
         rim=rng.uniform(0, 0.6) * (rng.random() < 0.6),
         open=rng.uniform(0, 0.5) * (rng.random() < 0.5),
         chromatin=0.4 * rng.random() ** 2,
@@ -127,7 +127,7 @@ def _crowd(rng: np.random.Generator, look: _Look, size: int) -> tuple[NDArray[np
         if not body.size:
             continue
         cover = _cover(body, radius, look.edge)
-        pale = rng.uniform(0.2, 0.6) if rng.random() < look.pale else 1.0
+        pale = rng.uniform(0.3, 0.7) if rng.random() < look.pale else 1.0
         own = pale * rng.lognormal(0, look.strength) * _inside(rng, look, body, radius)
         density[where] = density[where] * (1 - look.hidden * cover) + cover * own
         ids[where] = np.where(body < 1, k, ids[where])
@@ -136,7 +136,7 @@ def _crowd(rng: np.random.Generator, look: _Look, size: int) -> tuple[NDArray[np
 
 def _places(rng: np.random.Generator, look: _Look, size: int) -> list[tuple[float, float, float]]:
     """Centre and radius of the nuclei: scattered, or grown on one another into clumps, none on top of another."""
-    share = rng.uniform(0.02, 0.75)  # of the area, that is stained
+    share = np.exp(rng.uniform(np.log(0.03), np.log(0.8)))  # of the area, that is stained
     clumped, near = rng.choice([0.0, 0.5, 0.9]), rng.uniform(0.62, 1.0)
     placed: list[tuple[float, float, float]] = []
     area = 0.0
@@ -236,7 +236,7 @@ def _pictured(rng: np.random.Generator, look: _Look, density: NDArray[np.float32
         stain[..., 0] += rng.uniform(0.2, 0.7) * ghosts * seldom
     body = cv2.GaussianBlur(density, (0, 0), look.width * rng.uniform(0.3, 0.9))
     fibres = _fibres(rng, size, look.width)
-    ground = rng.uniform(0, 0.25) * body + 0.2 * rng.random() ** 2 * np.maximum(fibres, 0)
+    ground = rng.uniform(0, 0.25) * body + 0.1 * rng.random() ** 2 * np.maximum(fibres, 0)
     free = 1 / (1 + 2 * density)
     stain[..., 0] += ground * free * rng.uniform(0.3, 1)
     stain[..., 1] = (3 * ground + rng.uniform(0, 0.3)) * (0.4 + 0.6 * free)
