@@ -58,6 +58,8 @@ __all__ = [
 
 #: Side of a window, and what is cut off at each of its edges: more than the network sees (a test measures it).
 WINDOW_PX, MARGIN_PX = 640, 112
+#: Pixels of a slide that are counted together for its light.
+LIGHT_PIXELS = 4_000_000
 #: Sizes at which a picture of unknown resolution is tried.
 SCALES = (0.35, 0.5, 0.7, 1.0, 1.4)
 
@@ -751,19 +753,26 @@ class _Strips:
 
 
 def _slide_light(slide: Slide, mask: Raster) -> tuple[Tensor, Tensor]:
-    """Mean and spread of the tissue's pixels; of the whole slide where there is none."""
-    mpp = max(4.0, slide.mpp)
-    height, width = mask.values.shape
-    pixels = slide.read_region(
-        (mask.origin_um[0] / slide.mpp, mask.origin_um[1] / slide.mpp),
-        (max(1, int(width * mask.mpp / mpp)), max(1, int(height * mask.mpp / mpp))),
-        mpp=mpp,
+    """Mean and spread of the tissue's pixels, of the whole slide where there is none; counted band by band."""
+    mpp, (height, width) = max(4.0, slide.mpp), mask.values.shape
+    rows, cols = (max(1, int(n * mask.mpp / mpp)) for n in (height, width))
+    y, x = np.arange(rows) * height // rows, np.arange(cols) * width // cols
+    tissue, every = (np.zeros((3, 256), np.int64) for _ in range(2))
+    band = max(1, LIGHT_PIXELS // cols)
+    for top in range(0, rows, band):
+        place = mask.origin_um[0] / slide.mpp, (mask.origin_um[1] + top * mpp) / slide.mpp
+        pixels = slide.read_region(place, (cols, min(band, rows - top)), mpp=mpp)
+        inside = np.asarray(mask.values, bool)[np.ix_(y[top : top + band], x)]
+        for counts, some in ((tissue, pixels[inside]), (every, pixels.reshape(-1, 3))):
+            counts += np.stack([np.bincount(some[:, c], minlength=256) for c in range(3)])
+    counts, level = (tissue if tissue.any() else every), np.arange(256)
+    n = counts[0].sum()
+    mean = counts @ level / n
+    spread = np.sqrt((counts * (level - mean.mean()) ** 2).sum() / max(1, 3 * n - 1))
+    return (
+        torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1),
+        torch.tensor(spread, dtype=torch.float32).clamp_min(12.0).reshape(1, 1, 1, 1),
     )
-    y, x = (np.arange(n) * k // n for n, k in zip(pixels.shape[:2], (height, width), strict=True))
-    inside = np.asarray(mask.values, bool)[np.ix_(y, x)]
-    chosen = torch.from_numpy(pixels[inside] if inside.any() else pixels.reshape(-1, 3)).float()
-    mean = chosen.mean(0).reshape(1, 3, 1, 1)
-    return mean, chosen.std().clamp_min(12.0).reshape(1, 1, 1, 1)
 
 
 class _Parts:

@@ -232,3 +232,16 @@ def test_bad_input_names_the_way_out(painter):
     with pytest.raises(ValueError, match="object 1 has class None"):
         class_map(np.array([[0, 1]]), {}, ("a",))
     assert separated(np.zeros((3, 32, 32), np.uint8), width_px=10)[0].max() == 0
+
+
+@pytest.mark.parametrize("tissue", [0.4, 0.0])
+def test_the_light_of_a_slide_is_that_of_its_tissues_pixels_however_it_is_counted(monkeypatch, tissue):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (300, 420, 3), dtype=np.uint8)
+    mask = Raster(rng.random((150, 210)) < tissue, 8.0)
+    chosen = pixels[np.kron(mask.values, np.ones((2, 2), bool))] if tissue else pixels.reshape(-1, 3)
+    for at_once in (10**9, 5_000):
+        monkeypatch.setattr(segmentation, "LIGHT_PIXELS", at_once)
+        mean, spread = segmentation._slide_light(open_slide(pixels, mpp=4.0), mask)
+        np.testing.assert_allclose(mean.flatten(), chosen.mean(0), rtol=1e-6)
+        assert float(spread) == pytest.approx(chosen.std(ddof=1), rel=1e-6)
