@@ -21,8 +21,9 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, floor
@@ -331,10 +332,13 @@ class Slide:
         # Row of tiles after row of tiles, so that neighbours find their tiles in the cache.
         order = np.lexsort((x_lv, y_lv // reader.row_px(index)))
 
-        def read(row: int) -> None:
-            _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
+        rest = order[~at_once[order]]
 
-        spread(read, order[~at_once[order]].tolist())
+        def read(rows: NDArray[np.intp]) -> None:
+            for row in rows:
+                _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
+
+        spread(read, np.array_split(rest, -(-len(rest) // 8)) if len(rest) else [])
         return batch
 
     def thumbnail(self, max_size_px: int = 1024) -> RGB:
@@ -386,27 +390,38 @@ def _read_at_once(
     return factor, at_once
 
 
-#: Threads that read, by their number; made once, since to start them takes longer than to read some patches.
+#: Threads that read beside the caller's, by their number; made once, since to start them takes longer than to read a patch.
 _POOLS: dict[int, ThreadPoolExecutor] = {}
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_POOLS.clear)
 
 
 def _spread(threads: int, work: Callable[[Any], None], items: Sequence[Any]) -> None:
-    """Call `work` for each item, in so many threads; runs of neighbours stay together."""
+    """Call `work` for each item; whichever of the threads is free takes the next."""
+    left = deque(items)
 
-    def some(part: Sequence[Any]) -> None:
-        for item in part:
+    def some() -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:  # another thread may take the last one at any moment
+                return
             work(item)
 
-    if threads < 2 or len(items) < 2:
-        some(items)
+    helpers = min(threads, len(left)) - 1
+    if helpers < 1:
+        some()
         return
-    if threads not in _POOLS:
-        _POOLS[threads] = ThreadPoolExecutor(threads, thread_name_prefix="pathkit-read")
-    length = max(1, min(8, len(items) // threads))
-    parts = [items[s : s + length] for s in range(0, len(items), length)]
-    list(_POOLS[threads].map(some, parts))
+    if helpers not in _POOLS:
+        _POOLS[helpers] = ThreadPoolExecutor(helpers, thread_name_prefix="pathkit-read")
+    others = [_POOLS[helpers].submit(some) for _ in range(helpers)]
+    try:
+        some()
+    finally:
+        left.clear()  # after an error nobody begins another
+        wait(others)
+    for other in others:
+        other.result()
 
 
 def _fill(reader: _Reader, level: int, x_lv: float, y_lv: float, step: float, out: RGB) -> None:

@@ -426,3 +426,12 @@ def test_a_real_jpeg_2000_slide_goes_through_openslide(no_mpp_slide_path):
     np.testing.assert_array_equal(
         slide.read_region((900, 900), (100, 100)), plain.read_region((900, 900), (100, 100))
     )
+
+
+def test_memory_for_tiles_is_handed_out_once(monkeypatch):
+    monkeypatch.setattr("pathkit.tiles.SLAB_BYTES", 3 * 300)
+    cache = TileCache(10 * 300)
+    tiles = [cache.fresh((10, 10, 3)) for _ in range(7)] + [cache.fresh((40, 10, 3))]
+    for n, tile in enumerate(tiles):
+        tile[:] = n
+    assert [(t == n).all() for n, t in enumerate(tiles)] == [True] * 8
