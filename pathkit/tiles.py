@@ -133,6 +133,9 @@ class TileCache:
                         self.bytes += entry.tile.nbytes
                         self._make_room()
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
     def fresh(self, shape: tuple[int, ...]) -> RGB:
         """Memory for a tile, not yet written."""
         with self._lock:
@@ -285,7 +288,8 @@ class JpegTiles:
         """`read` of many rectangles of one size, tile by tile.
 
         A tile is decoded, or found, once, by one thread, and copied to all that need it while it lies in the processor's
-        cache; rectangle by rectangle, unaligned ones would ask for each tile four times, and threads wait for each other.
+        cache; one that is a rectangle by itself is decoded where it belongs. Rectangle by rectangle, unaligned ones would
+        ask for each tile four times, and threads wait for each other.
 
         Parameters
         ----------
@@ -300,6 +304,7 @@ class JpegTiles:
             As `read`; its ``box`` is the (x, y, width, height) of the tile in pixels of the level.
         """
         stored = self.levels[level]
+        wide, high = stored.tile[0] // factor, stored.tile[1] // factor
 
         def work(pieces: NDArray[np.int64]) -> None:
             index, rows = int(pieces[0, 0]), pieces[:, 1:].tolist()
@@ -308,9 +313,21 @@ class JpegTiles:
                 for i, top, bottom, left, right, row0, row1, col0, col1 in rows:
                     out[i, top:bottom, left:right] = tile[row0:row1, col0:col1]
 
+            key, make = (
+                (self._number, level, factor, index),
+                partial(self._make, level, index, factor, missing),
+            )
+            is_patch = out.shape[1:3] == (high, wide) and [row[1:] for row in rows] == [
+                [0, high, 0, wide] * 2
+            ]
             try:
-                make = partial(self._make, level, index, factor, missing)
-                CACHE.use((self._number, level, factor, index), make, copy)
+                if is_patch and factor == 1 and stored.counts[index] and key not in CACHE:
+                    place = out[rows[0][0]]
+                    tile = self.decode(level, index, 1, place)
+                    if not np.may_share_memory(tile, place):
+                        place[:] = tile
+                else:
+                    CACHE.use(key, make, copy)
             except TileError as error:
                 error.box = (*stored.place(index), *stored.tile)
                 raise

@@ -7,6 +7,9 @@ given back are those of the epoch with the least validation loss.
 On a GPU nothing in a step waits for another: a thread makes the next batches in pinned memory, bytes are sent on a stream of
 their own, and normalisation and augmentation are done there; losses are fetched when the epoch ends. On several devices
 each takes its part of every batch, of the same order, and all decide on the same validation loss.
+
+On a CPU whose cores other work shares, ``torch.set_num_threads(1)`` trains fastest: threads that must wait for each other wait
+for the other work as well. OpenMP's settings (OMP_WAIT_POLICY, GOMP_SPINCOUNT) made that worse, not better.
 """
 
 from __future__ import annotations

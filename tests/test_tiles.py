@@ -211,6 +211,23 @@ def test_batches_are_the_regions_also_by_the_decoders_means_and_at_the_edges(one
     np.testing.assert_array_equal(slide.read_patches(patches[-1:]), expected[-1:])
 
 
+def test_patches_that_are_tiles_are_decoded_where_they_belong(jpeg_path):
+    slide = open_slide(jpeg_path)
+    wide, high = slide._open()._tiles.levels[0].tile
+    assert wide == high
+    x, y = (v.ravel() for v in np.meshgrid(np.arange(0, 1100, wide), np.arange(0, 900, high)))
+    patches = pd.DataFrame({"x_l0": x, "y_l0": y, "size_px": wide, "mpp": slide.mpp})
+    expected = [slide.read_region(xy, (wide, high), mpp=slide.mpp) for xy in zip(x, y, strict=True)]
+    for kept in (True, False):
+        if not kept:
+            CACHE.forget()
+        out = np.zeros((len(x), high, wide, 3), np.uint8)
+        assert slide.read_patches(patches, out=out, threads=2) is out
+        np.testing.assert_array_equal(out, expected)
+        twice = slide.read_patches(pd.concat([patches[:3]] * 2))  # one tile, two patches
+        np.testing.assert_array_equal(twice, expected[:3] * 2)
+
+
 def test_a_tile_that_many_patches_need_is_decoded_once(one_level_path, monkeypatch):
     slide = open_slide(one_level_path)
     slide.read_region((0, 0), (8, 8))
