@@ -54,6 +54,7 @@ __all__ = [
     "segment_slide",
     "separated",
     "targets",
+    "trusted",
 ]
 
 #: Side of a window, and what is cut off at each of its edges: more than the network sees (a test measures it).
@@ -61,7 +62,7 @@ WINDOW_PX, MARGIN_PX = 640, 112
 #: Pixels of a slide that are counted together for its light.
 LIGHT_PIXELS = 4_000_000
 #: Sizes at which a picture of unknown resolution is tried.
-SCALES = (0.35, 0.5, 0.7, 1.0, 1.4)
+SCALES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 
 
 class Segmenter(nn.Module):
@@ -499,7 +500,7 @@ def segment(
     rgb : (H, W, 3) uint8
     mpp : float or None
         Of the field; a warning says when the model was trained at another. None where it is unknown: the field is tried
-        at several sizes, and the one kept at which objects have the width that the model knows.
+        at several sizes, and the one kept at which the model trusts its objects most (`trusted`).
     turns : int
         As `object_maps`.
     threshold, least_drop : float
@@ -556,14 +557,41 @@ def _described(
     return [classes[k] for k in winner], means[0]
 
 
+def trusted(maps: NDArray[np.uint8], labels: NDArray[np.int64], *, width_px: float) -> float:
+    """How far a network agrees with the objects that were made of its maps: at most 1, greatest at the scale that it knows.
+
+    Parameters
+    ----------
+    maps : (3 or more, H, W) uint8
+        Of `object_maps`.
+    labels : (H, W) int64
+        Of `separated`.
+    width_px : float
+        Of the usual object.
+
+    Returns
+    -------
+    float
+        1, less the mean difference between the depth that the network drew and that of each object's own shape, over all
+        that is stained; less a fifth of the logarithm by which the objects' usual width is off. 0 without objects.
+    """
+    there = _width(np.bincount(labels.ravel())[1:])
+    if there is None:
+        return 0.0
+    nucleus, depth, _ = targets(labels)
+    stained = (nucleus > 0) | (maps[0] > 127)
+    apart = np.abs(maps[1] / 255 - depth)[stained].mean()
+    return float(1 - apart - 0.2 * abs(np.log(there / width_px)))
+
+
 def _at_best_scale(
     model: Segmenter, rgb: NDArray[np.uint8], turns: int, threshold: float, least_drop: float
 ) -> Found:
-    """The picture at several sizes; kept is the one whose objects are of the size that the model knows."""
+    """The picture at several sizes; kept is the one at which the model trusts its objects most."""
     import cv2
 
     known, (height, width) = _trained(model)[1], rgb.shape[:2]
-    best, apart = Found(np.zeros((height, width), np.int64), {}, {}), np.inf
+    best, most = Found(np.zeros((height, width), np.int64), {}, {}), -np.inf
     for scale in SCALES:
         size = max(16, round(width * scale)), max(16, round(height * scale))
         small = np.asarray(
@@ -572,9 +600,9 @@ def _at_best_scale(
         maps = object_maps(model, small, turns=turns)
         maps = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
         found = _found(model, maps, known / scale, threshold, least_drop)
-        there = _width(np.bincount(found.labels.ravel())[1:])
-        if there is not None and abs(np.log(there * scale / known)) < apart:
-            best, apart = found, abs(np.log(there * scale / known))
+        trust = trusted(maps, found.labels, width_px=known / scale)
+        if found.scores and trust > most:
+            best, most = found, trust
     return best
 
 

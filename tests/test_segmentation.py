@@ -23,6 +23,7 @@ from pathkit.segmentation import (
     segment_slide,
     separated,
     targets,
+    trusted,
 )
 from pathkit.slide import open_slide
 from pathkit.tables import check_objects
@@ -87,6 +88,24 @@ def test_targets_of_a_disc_rise_to_its_middle():
     for k in np.unique(instances)[1:]:
         assert depth[instances == k].max() == pytest.approx(1, abs=1e-3)
     assert border[instances == 0].max() == 0
+
+
+def test_objects_that_the_maps_mean_are_trusted_more_than_merged_cut_or_missing_ones():
+    true = np.zeros((60, 90), np.int64)
+    rows, cols = np.mgrid[:60, :90]
+    for k, (r, c) in enumerate(((20, 20), (20, 41), (40, 70)), start=1):
+        true[np.hypot(rows - r, cols - c) < 10] = k
+    maps = np.round(targets(true).astype(float) * 255).astype(np.uint8)
+    width = 2 * np.sqrt((true == 1).sum() / np.pi)
+    best = trusted(maps, true, width_px=width)
+    assert best > 0.99
+    merged = np.where(true == 2, 1, true)
+    cut = np.where((true == 3) & (rows > 40), 4, true)
+    missing = np.where(true == 3, 0, true)
+    for labels in (merged, cut, missing):
+        assert trusted(maps, labels, width_px=width) < best - 0.05
+    assert trusted(maps, true, width_px=2 * width) == pytest.approx(best - 0.2 * np.log(2))
+    assert trusted(maps, np.zeros_like(true), width_px=width) == 0
 
 
 def test_learns_discs_and_their_class(learnt):
