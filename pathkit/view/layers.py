@@ -495,6 +495,7 @@ class Points(Layer):
     """
 
     what = "objects"
+    most_marks = MARKS
 
     def __init__(
         self,
@@ -677,10 +678,10 @@ class Points(Layer):
 
     def _few(self, box: Box) -> NDArray[np.intp] | None:
         """The rows in a box, or None where they are too many for marks."""
-        if sum(part.stop - part.start for part in self._slices(box)) > 20 * MARKS:
+        if sum(part.stop - part.start for part in self._slices(box)) > 20 * self.most_marks:
             return None
         rows = self.near(box)
-        return None if len(rows) > MARKS else rows
+        return None if len(rows) > self.most_marks else rows
 
     def _shaded_view(self, view: Any) -> dict[str, list[Any]]:
         import cv2

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["draw", "pixels", "small", "write_html"]
 
+#: Of a page without Python: width of what is drawn for the whole slide, and rows drawn as marks.
+PAGE_PX, PAGE_MARKS = 3000, 20_000
+
 
 def pixels(pyramid: Pyramid, box_l0: Box, width_px: int) -> NDArray[np.uint8]:
     """A rectangle of the slide, (H, W, 3), `width_px` wide where the slide has as many pixels, else as it is."""
@@ -109,11 +112,12 @@ def _scale_bar(axes: Any, viewer: SlideViewer, view: Any) -> None:
 def write_html(viewer: SlideViewer, path: Path, max_mb: float) -> Path:
     """The page of `SlideViewer.to_html`."""
     from bokeh.embed import file_html
+    from bokeh.models import HoverTool, PanTool, WheelZoomTool
     from bokeh.resources import INLINE
 
     from pathkit.view.layers import SecondSlide
     from pathkit.view.tiles import jpeg
-    from pathkit.view.viewer import Figure, data_uri, slide_spec
+    from pathkit.view.viewer import Figure, View, data_uri, slide_spec
 
     layers = [copy.copy(layer) for layer in viewer.layers]
     seconds = [layer for layer in layers if isinstance(layer, SecondSlide)]
@@ -124,12 +128,32 @@ def write_html(viewer: SlideViewer, path: Path, max_mb: float) -> Path:
         _embed(spec, pyramid, budget, jpeg, data_uri)
     figure = Figure(viewer, specs)
     bases = iter(figure.bases[1:])
+    whole = Box(0, 0, *viewer.slide.dimensions)
+    view = View(whole, PAGE_PX, max(1, round(PAGE_PX * whole.height / whole.width)))
     for layer in layers:
+        layer.panel, layer.most_marks = None, PAGE_MARKS  # type: ignore[attr-defined]
         figure.add(layer, next(bases) if isinstance(layer, SecondSlide) else None)
-        layer.refresh(viewer.view)
-    page = file_html(figure.plot, INLINE, title=viewer.slide.name)
+        layer.refresh(view)  # all of it: nobody can send more when the view moves
+    kept = [t for t in figure.plot.toolbar.tools if isinstance(t, (PanTool, WheelZoomTool, HoverTool))]
+    figure.plot.toolbar.tools = [figure.plot.toolbar.tools[0], *kept]
+    figure.plot.height = 700
+    page = file_html([figure.plot, *map(_switch, reversed(layers))], INLINE, title=viewer.slide.name)
     write_text(path, page)
     return path
+
+
+def _switch(layer: Any) -> Any:
+    """A check box that shows a layer in a page, with its legend."""
+    from bokeh.layouts import row
+    from bokeh.models import CustomJS
+    from bokeh.models.widgets import Checkbox, Div
+
+    box = Checkbox(label=layer.name, active=layer.visible, width=160)
+    shown = "for (const r of renderers) r.visible = cb_obj.active"
+    if not hasattr(layer.renderers[0], "glyph"):  # Bokeh's tile renderer
+        shown = "for (const r of renderers) r.alpha = cb_obj.active ? 1 : 0"
+    box.js_on_change("active", CustomJS(args={"renderers": layer.renderers}, code=shown))
+    return row(box, Div(text=layer.key_html(), width=600))
 
 
 def _embed(spec: dict[str, Any], pyramid: Pyramid, budget: float, jpeg: Any, data_uri: Any) -> None:

@@ -387,9 +387,10 @@ class SlideViewer:
         return draw(self, box_l0 or self.view.box_l0, width_px)
 
     def to_html(self, path: str | os.PathLike[str], *, max_mb: float = 8.0) -> Path:
-        """Write the viewer as one file that opens without Python or network.
+        """Write the viewer as one file that opens without Python or network; layers have check boxes below.
 
-        The slide is stored from its coarsest level on, down to the level that `max_mb` still holds.
+        The slide is stored from its coarsest level on, down to the level that `max_mb` still holds. Up to 20,000 rows of a
+        layer are marks, more a picture of the whole slide.
         """
         from pathkit.view.picture import write_html
 

@@ -6,11 +6,13 @@ import json
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 from live import KERNEL, RUN, VIEWERS, Page
 
 from pathkit.slide import open_slide
+from pathkit.view import Patches, SlideViewer
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 MPP = 0.5
@@ -576,3 +578,29 @@ def test_a_refused_slide_comes_from_the_kernel(notebook, slide_path):
     assert page.js("v.tiles[0].source") == "kernel"
     assert page.tiles != []  # it was asked first
     page.python("a.close()")
+
+
+def test_a_page_without_python_has_all_rows_and_asks_nobody(browser, slide_path, tmp_path):
+    xs, ys = np.meshgrid(range(0, 6144, 512), range(0, 4608, 512))
+    rows = pd.DataFrame({"x_l0": xs.ravel(), "y_l0": ys.ravel(), "size_px": 512, "mpp": MPP, "slide_id": "s"})
+    slide = open_slide(slide_path)
+    with SlideViewer(slide, layers=[Patches(rows, opacity=0.0)]) as viewer:
+        viewer.go_to((3000, 2200), mpp=MPP)  # a few patches are in view
+        file = viewer.to_html(tmp_path / "page.html", max_mb=30)
+    page, asked = browser.new_page(), []
+    page.on("request", lambda r: asked.append(r.url.split(":")[0]))
+    page.goto(file.as_uri())
+    page.wait_for_function(f"() => window.Bokeh && {VIEWERS}[0]?.tiles[0].sharp", timeout=30_000)
+    live = Page.__new__(Page)
+    live.page = page
+    pixels, (x, y, scale) = live.crop()
+    truth = slide.read_region((x, y), (320, 200), mpp=MPP * scale)
+    assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
+    squares = "v.figure.renderers.find(r => r.data_source?.columns().includes('side'))"
+    assert live.js(f"{squares}.data_source.get('x').length") == 108
+    page.get_by_label("patches").uncheck()
+    page.wait_for_function(f"() => {{ const v = {VIEWERS}[0]; return !{squares}.visible; }}", timeout=5000)
+    live.js("v.home()")
+    live.sharp()
+    page.close()
+    assert set(asked) <= {"file", "data", "blob"}

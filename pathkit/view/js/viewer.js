@@ -379,6 +379,7 @@ class Viewer {
   gestures() { // of the tools that draw, as other viewers have them; Bokeh's own begin with a press or with shift
     const view = (type) => this.plot.tool_views.get(this.figure.toolbar.tools.find((t) => t.type == type));
     const [poly, edit, box] = ["PolyDrawTool", "PolyEditTool", "BoxEditTool"].map(view), { areas } = this.drawn;
+    if (!poly) return; // a page without Python
     const tapped = poly._tap.bind(poly), picked = edit._tap.bind(edit);
     this.poly = poly;
     let last = { sx: NaN, sy: NaN, at: 0 };
@@ -405,7 +406,7 @@ class Viewer {
 
   end(keep = true) { // the polygon that is being drawn; its last corner follows the pointer
     const { poly } = this, xs = this.drawn.areas.get("xs") ?? [];
-    if (!poly._drawing || (keep && xs.at(-1).length < 4)) return;
+    if (!poly?._drawing || (keep && xs.at(-1).length < 4)) return;
     poly._drawing = false;
     if (keep) return poly._remove();
     this.drawn.areas.selected.indices = [xs.length - 1];
@@ -417,12 +418,12 @@ class Viewer {
     const column = (source, name) => Array.from(source.get(name) ?? [], (v) => (v?.length != null && typeof v != "string" ? Array.from(v) : v));
     const said = () => Object.fromEntries(Object.entries(this.drawn).map(([kind, source]) =>
       [kind, Object.fromEntries(source.columns().map((name) => [name, column(source, name)]))]));
-    this.drew = setTimeout(() => (this.pressed ? this.changed() : this.poly._drawing || this.send({ k: "drawn", d: said() })), 150);
+    this.drew = setTimeout(() => (this.pressed ? this.changed() : this.poly?._drawing || this.send({ k: "drawn", d: said() })), 150);
   }
 
   fill() { document.fullscreenElement ? document.exitFullscreen() : this.plot.el.requestFullscreen(); }
 
-  undo() { this.poly._drawing ? this.end(false) : this.send({ k: "undo" }); }
+  undo() { this.poly?._drawing ? this.end(false) : this.send({ k: "undo" }); }
 
   say(what, source) {
     this.status = HELP[what != "late" ? source : source == "kernel" ? "late" : "slow"];
