@@ -471,6 +471,7 @@ class Figure:
         )
         self.plot = plot
         plot.toolbar.logo = None
+        plot.title = None  # empty, it would take two thirds of the toolbar
         plot.axis.visible = plot.grid.visible = False
         self.bases = [
             TileRenderer(tile_source=WMTSTileSource(url=""), level="image", visible=False) for _ in slides
@@ -593,7 +594,8 @@ class _Live:
         self.panel.layout.max_height, self.panel.layout.overflow = f"{viewer.height_px}px", "hidden auto"
         self.fill_panel()
         row = ipywidgets.HBox(
-            [ipywidgets.Box([self.pane], layout={"flex": "1 1 auto", "min_width": "300px"}), self.panel]
+            [ipywidgets.Box([self.pane], layout={"flex": "1 1 420px", "min_width": "300px"}), self.panel],
+            layout={"flex_flow": "row wrap"},  # in a narrow cell the panel goes below
         )
         self.error = ipywidgets.HTML()
         wide = {"width": "100%", "flex": "1 1 auto", "min_width": "0"}  # a part of a row as well as alone

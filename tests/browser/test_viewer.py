@@ -598,7 +598,7 @@ def test_a_page_without_python_has_all_rows_and_asks_nobody(browser, slide_path,
     assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
     squares = "v.figure.renderers.find(r => r.data_source?.columns().includes('side'))"
     assert live.js(f"{squares}.data_source.get('x').length") == 108
-    page.get_by_label("patches").uncheck()
+    page.locator("input[type=checkbox]").uncheck()
     page.wait_for_function(f"() => {{ const v = {VIEWERS}[0]; return !{squares}.visible; }}", timeout=5000)
     live.js("v.home()")
     live.sharp()
