@@ -14,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from pathkit.geometry import Raster
 from pathkit.patches import SlideSource
 from pathkit.slide import Slide
-from pathkit.view.gallery import Gallery, Rows, Shown
-from pathkit.view.layers import PALETTE, Heatmap, Mask, Patches, Polygons, SecondSlide
+from pathkit.view.gallery import Gallery, Rows, Shown, need
+from pathkit.view.layers import PALETTE, Heatmap, Mask, Patches, Polygons, SecondSlide, colours_of
 from pathkit.view.pane import pane
+from pathkit.view.picture import halves, paste
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["CaseBoard", "EmbeddingExplorer", "ErrorAtlas", "TrainingMonitor", "Tuner", "compare", "tune"]
@@ -31,26 +32,20 @@ class _OnSlides(Rows):
     def __init__(self, table: pd.DataFrame, slides: Any, gallery: Gallery, colour_by: str | None):
         super().__init__(table)
         self.slides, self.gallery, self.colour_by = SlideSource(slides), gallery, colour_by
-        self.viewer: SlideViewer | None = None
         self.slide_id: str | None = None
         names = sorted(table[colour_by].astype(str).unique()) if colour_by else []
-        self.palette = {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(names)}  # the same on every slide
-        self._pane: Any = None
+        self.palette = colours_of(names)  # the same on every slide
         gallery.on_select(self._clicked)
 
     def go_to(self, row: pd.Series) -> SlideViewer:
         """Show a row's slide at its place; gives the viewer."""
         if self.viewer is None or self.slide_id != row["slide_id"]:
-            if self.viewer is not None:
-                self.viewer.close()
             self.slide_id = str(row["slide_id"])
             here = self.table[self.table["slide_id"] == self.slide_id]
             layer = Patches(here, name="patches", by=self.colour_by, colours=self.palette)
-            self.viewer = SlideViewer(self.slides[self.slide_id], layers=[layer], height_px=380)
+            self._open(SlideViewer(self.slides[self.slide_id], layers=[layer], height_px=380))
             self._outline()
             self.viewer.on_select(lambda rows: self.select(self._with_other_slides(rows)))
-            if self._pane is not None:
-                self._pane.children = [self.viewer.widget()]
         self.viewer.go_to(row, mpp=float(row["mpp"]))
         return self.viewer
 
@@ -70,12 +65,6 @@ class _OnSlides(Rows):
         if self.viewer is not None:
             here = (self.table.loc[self._chosen, "slide_id"] == self.slide_id).to_numpy()
             self.viewer.select(self._chosen[here])
-
-    def close(self) -> None:
-        """Close the slide that is shown."""
-        if self.viewer is not None:
-            self.viewer.close()
-            self.viewer = None
 
 
 class EmbeddingExplorer(_OnSlides):
@@ -124,10 +113,7 @@ class EmbeddingExplorer(_OnSlides):
         return f"{n} patches" if n == drawn else f"{drawn} of {n} patches, at random"
 
     def _drawn(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(14, 4.6), layout="constrained")
-        left, right = _halves(figure, (1, 1.6))
+        figure, left, right = halves((14, 4.6), (1, 1.6))
         axes = left.subplots()
         chosen = self.table.index[self._drawn_rows].isin(self._chosen)
         for mask, alpha in ((~chosen, 0.25 if chosen.any() else 0.8), (chosen, 1.0)):
@@ -224,11 +210,7 @@ class ErrorAtlas(_OnSlides):
         predicted: str = "predicted",
         loss: str | None = None,
     ):
-        missing = [c for c in (label, predicted, loss) if c is not None and c not in table]
-        if missing:
-            raise ValueError(
-                f"ErrorAtlas: no column {missing[0]!r}; the table has {', '.join(map(str, table))}."
-            )
+        need(table, "ErrorAtlas", label, predicted, loss)
         whole = lambda name: str(name).replace(" ", "\u00a0")  # noqa: E731  lines break at the arrow
         gallery = Gallery(
             table, slides, by=loss, caption=lambda r: f"{whole(r[label])} → {whole(r[predicted])}"
@@ -266,10 +248,7 @@ class ErrorAtlas(_OnSlides):
             self._fill()
 
     def _drawn(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(14, 5), layout="constrained")
-        left, right = _halves(figure, (1, 1.7))
+        figure, left, right = halves((14, 5), (1, 1.7))
         axes, matrix = left.subplots(), self.matrix.to_numpy()
         share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -412,10 +391,6 @@ class Tuner(Shown):
             slider.observe(moved, "value")
         return ipywidgets.VBox([ipywidgets.HBox([*controls, line]), self.viewer.widget()])
 
-    def close(self) -> None:
-        """Close the viewer."""
-        self.viewer.close()
-
 
 def tune(
     function: Callable[..., Any], slide: Slide, *, score: Callable[[Any], str] | None = None, **sliders: Any
@@ -554,10 +529,7 @@ class TrainingMonitor(Shown):
         return super().snapshot()
 
     def _drawn(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(13, 4.4), layout="constrained")
-        left, right = _halves(figure, (1, 1.8))
+        figure, left, right = halves((13, 4.4), (1, 1.8))
         axes = left.subplots()
         for name, colour in (("train_loss", "#0072b2"), ("val_loss", "#d55e00")):
             if name in self.history:
@@ -570,7 +542,7 @@ class TrainingMonitor(Shown):
                 )
         axes.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
         axes.legend(frameon=False)
-        _image(right, self.viewer.snapshot())
+        paste(right, self.viewer.snapshot())
         return figure
 
     def _built(self) -> Any:
@@ -614,7 +586,7 @@ class TrainingMonitor(Shown):
     def close(self) -> None:
         """Stop, and close the viewer."""
         self.stop()
-        self.viewer.close()
+        super().close()
 
 
 class CaseBoard(Shown):
@@ -657,7 +629,7 @@ class CaseBoard(Shown):
         for i, (part, (name, content)) in enumerate(zip(parts, self.panes.items(), strict=False)):
             part.suptitle(name, fontsize=10)
             if texts[i] is None:
-                _image(part, content.snapshot())
+                paste(part, content.snapshot())
             else:
                 top = 1 - 0.45 / heights[i // self.columns]
                 part.text(0.02, top, texts[i], va="top", family="monospace", fontsize=8)
@@ -695,22 +667,6 @@ def _text(content: Any) -> str | None:
             index=False, max_rows=14, line_width=95, max_cols=10, float_format="{:.3g}".format
         )
     return None
-
-
-def _halves(figure: Any, widths: tuple[float, float]) -> tuple[Any, Any]:
-    left, right = figure.subfigures(1, 2, width_ratios=widths)
-    return left, right
-
-
-def _image(figure: Any, png: bytes) -> None:
-    """A PNG on a part of a matplotlib figure."""
-    import io
-
-    from matplotlib.image import imread
-
-    axes = figure.subplots()
-    axes.imshow(imread(io.BytesIO(png)))
-    axes.set_axis_off()
 
 
 def _limits(name: str, given: Any) -> tuple[float, float, float]:

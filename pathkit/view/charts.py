@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from pathkit.metrics import auc, froc, roc_points
-from pathkit.view.gallery import Rows
+from pathkit.view.gallery import Rows, need
 from pathkit.view.pane import pane
 
 __all__ = ["FrocChart", "Histogram", "RocChart"]
@@ -179,7 +179,7 @@ class RocChart(_Curve):
     labels = ("1 - specificity", "sensitivity")
 
     def __init__(self, table: pd.DataFrame, *, label: str, score: str, positive: Any = True):
-        _need(table, "RocChart", label, score)
+        need(table, "RocChart", label, score)
         truth = (table[label] == positive).to_numpy()
         points = roc_points(truth, table[score]).rename(columns={"fpr": "x", "tpr": "y"})
         super().__init__(table, points, score, f"ROC, AUC {auc(truth, table[score]):.3f}")
@@ -209,7 +209,7 @@ class FrocChart(_Curve):
     labels = ("false alarms per slide", "sensitivity (lesions)")
 
     def __init__(self, detections: pd.DataFrame, lesions: pd.DataFrame, n_slides: int):
-        _need(detections, "FrocChart", "slide_id", "x_um", "y_um", "score")
+        need(detections, "FrocChart", "slide_id", "x_um", "y_um", "score")
         curve = froc(detections, lesions, n_slides)
         points = curve.points.rename(columns={"fp_per_slide": "x", "sensitivity": "y"})
         start = pd.DataFrame({"x": [0.0], "y": [0.0], "threshold": [np.inf]})
@@ -241,7 +241,7 @@ class Histogram(Rows):
     """
 
     def __init__(self, table: pd.DataFrame, *, by: str, bins: int = 20):
-        _need(table, "Histogram", by)
+        need(table, "Histogram", by)
         super().__init__(table)
         values = table[by].to_numpy(float)
         if not np.isfinite(values).any():
@@ -327,9 +327,3 @@ class Histogram(Rows):
                 self._clearing = False
             self._parts.data = {**self._parts.data, "top": self.chosen_counts}
             self._line.value = f"{self.line}. Click a bar, or drag over several."
-
-
-def _need(table: pd.DataFrame, who: str, *columns: str) -> None:
-    missing = [c for c in columns if c not in table]
-    if missing:
-        raise ValueError(f"{who}: no column {missing[0]!r}; the table has {', '.join(map(str, table))}.")

@@ -17,6 +17,7 @@ from pathkit.geometry import Box
 from pathkit.slide import Slide
 from pathkit.view.gallery import Shown
 from pathkit.view.layers import Layer
+from pathkit.view.picture import paste, png
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["CoordinateLab", "Spot", "addresses"]
@@ -228,30 +229,22 @@ class CoordinateLab(Shown):
             spine.set(color=_COLOUR, linewidth=2)
 
     def _picture(self) -> bytes:
-        import io
-
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8.6, 3.0), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2.1, 1))
         self._draw_pyramid(left)
         self._draw_field(right)
-        stored = io.BytesIO()
-        figure.savefig(stored, dpi=80)
-        return stored.getvalue()
+        return png(figure)
 
     def _drawn(self) -> Any:
-        import io
-
         from matplotlib.figure import Figure
-        from matplotlib.image import imread
 
         figure = Figure(figsize=(12, 5.5), layout="constrained")
         axes = figure.subplot_mosaic([["slide", "table"], ["slide", "below"]], width_ratios=(1, 1.15))
-        axes["slide"].imshow(imread(io.BytesIO(self.viewer.snapshot())))
-        axes["below"].imshow(imread(io.BytesIO(self._picture())))
-        for part in axes.values():
-            part.axis("off")
+        paste(axes["slide"], self.viewer.snapshot())
+        paste(axes["below"], self._picture())
+        axes["table"].axis("off")
         cells = [[i, f"{r.x:,.6g}", f"{r.y:,.6g}", r.what] for i, r in self.address.iterrows()]
         table = axes["table"].table(cells, colLabels=["frame", "x", "y", ""], loc="center", cellLoc="left",
                                     colWidths=(0.2, 0.14, 0.14, 0.52), edges="horizontal")  # fmt: skip
@@ -271,7 +264,3 @@ class CoordinateLab(Shown):
         slider.observe(lambda change: self.set_mpp(change["new"]), "value")
         below = ipywidgets.HBox([table, ipywidgets.VBox([slider, picture])])
         return ipywidgets.VBox([self.viewer.widget(), below])
-
-    def close(self) -> None:
-        """Close the viewer."""
-        self.viewer.close()

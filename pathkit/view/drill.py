@@ -6,7 +6,6 @@ readers are layers of the viewer, hidden until their boxes are ticked, so that y
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from pathkit.metrics import kappa
 from pathkit.slide import Slide
 from pathkit.view.gallery import Shown
 from pathkit.view.layers import PALETTE, Patches, Polygons
+from pathkit.view.picture import paste
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["AnnotationDrill"]
@@ -173,7 +173,7 @@ class AnnotationDrill(Shown):
         )
 
     def _called(self) -> pd.DataFrame:
-        labels = self._label_by(self.drawn) if hasattr(self, "viewer") else _BACKGROUND
+        labels = self._label_by(self.drawn) if self.viewer is not None else _BACKGROUND
         return self.patches.assign(label=labels)
 
     def _redo(self) -> None:
@@ -205,7 +205,6 @@ class AnnotationDrill(Shown):
 
     def _drawn(self) -> Any:
         from matplotlib.figure import Figure
-        from matplotlib.image import imread
 
         box = self._field()
         high = 6.0
@@ -213,9 +212,8 @@ class AnnotationDrill(Shown):
         left, right = figure.subplots(1, 2, width_ratios=(high * box.width / box.height, 4.2))
         truth = next(layer for layer in self.viewer.layers if layer.name == "truth")
         shown, truth.visible = truth.visible, True  # on paper there is no box to tick
-        left.imshow(imread(io.BytesIO(self.viewer.snapshot(box_l0=box, width_px=640))))
+        paste(left, self.viewer.snapshot(box_l0=box, width_px=640))
         truth.visible = shown
-        left.set_axis_off()
         at = np.arange(len(self.scores))[::-1]
         right.hlines(at, 0, 1, color="#eeeeee", zorder=0)
         right.plot(self.scores["dice"], at, "o", color="#0072b2", markersize=9, label="Dice of outlines")
@@ -267,7 +265,3 @@ class AnnotationDrill(Shown):
             "patches": "patches",
         }  # fmt: skip
         self._table.value = self.scores.rename(columns=names).to_html(float_format="{:.3f}".format)
-
-    def close(self) -> None:
-        """Close the viewer."""
-        self.viewer.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -14,20 +13,41 @@ from numpy.typing import NDArray
 from pathkit.patches import SlideSource
 from pathkit.view.pane import free, is_static, load_bokeh, pane
 
-__all__ = ["Gallery", "Rows", "Shown"]
+__all__ = ["Gallery", "Rows", "Shown", "need"]
+
+
+def need(table: pd.DataFrame, who: str, *columns: str | None) -> None:
+    """Raise ValueError where a table lacks one of the columns; None among them is passed over."""
+    missing = [c for c in columns if c is not None and c not in table]
+    if missing:
+        raise ValueError(f"{who}: no column {missing[0]!r}; the table has {', '.join(map(str, table))}.")
 
 
 class Shown:
     """What can be shown in a notebook: a widget where there is a browser, a picture where there is none."""
 
     _widget: Any = None
+    viewer: Any = None  # the slide that is shown, where there is one
+    _pane: Any = None  # the widget that holds it, where slides take turns
+
+    def _open(self, viewer: Any) -> None:
+        """Show a viewer instead of the present one."""
+        Shown.close(self)
+        self.viewer = viewer
+        if self._pane is not None:
+            self._pane.children = [viewer.widget()]
+
+    def close(self) -> None:
+        """Close the slide that is shown."""
+        if self.viewer is not None:
+            self.viewer.close()
+            self.viewer = None
 
     def snapshot(self) -> bytes:
         """The view as a PNG, drawn without a browser."""
-        figure = self._drawn()
-        stored = io.BytesIO()
-        figure.savefig(stored, dpi=80)
-        return stored.getvalue()
+        from pathkit.view.picture import png
+
+        return png(self._drawn())
 
     def _drawn(self) -> Any:
         raise NotImplementedError
@@ -148,12 +168,8 @@ class Gallery(Rows):
         n_rows: int = 3,
     ):
         super().__init__(table)
-        missing = [c for c in ("slide_id", "x_l0", "y_l0", "size_px", "mpp") if c not in table]
-        missing += [c for c in (by, caption) if isinstance(c, str) and c not in table]
-        if missing:
-            raise ValueError(
-                f"Gallery: no column {missing[0]!r}; the table has {', '.join(map(str, table))}."
-            )
+        named = caption if isinstance(caption, str) else None
+        need(table, "Gallery", "slide_id", "x_l0", "y_l0", "size_px", "mpp", by, named)
         self.slides = slides if isinstance(slides, SlideSource) else SlideSource(slides)
         self.slides.check(table["slide_id"].unique())
         self.by, self.ascending, self.n_cols, self.n_rows = by, ascending, n_cols, n_rows

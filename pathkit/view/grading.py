@@ -17,9 +17,10 @@ from pathkit.geometry import Raster
 from pathkit.grading import GRADES, PATTERNS, grade
 from pathkit.metrics import pairwise_kappa
 from pathkit.patches import SlideSource
-from pathkit.view.gallery import Rows
+from pathkit.view.gallery import Rows, need
 from pathkit.view.layers import Heatmap, Layer
 from pathkit.view.pane import pane
+from pathkit.view.picture import paste
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["GradingBoard", "PatternMap"]
@@ -95,11 +96,7 @@ class GradingBoard(Rows):
     ):
         if not readers:
             raise ValueError("GradingBoard: no reader to agree with. Name their columns: readers=[...].")
-        missing = [c for c in ("slide_id", "patient_id", *PATTERNS, *readers) if c not in cores]
-        if missing:
-            raise ValueError(
-                f"GradingBoard: no column {missing[0]!r}; the table has {', '.join(map(str, cores))}."
-            )
+        need(cores, "GradingBoard", "slide_id", "patient_id", *PATTERNS, *readers)
         absent = [i for i in cores["slide_id"] if i not in maps]
         if absent:
             raise ValueError(f"GradingBoard: no map for core {absent[0]!r}.")
@@ -110,8 +107,6 @@ class GradingBoard(Rows):
         self.maps, self.slides, self.readers = maps, SlideSource(slides), list(readers)
         self.slides.check(cores["slide_id"])
         self.cut_offs = {"least_tumour": float(least_tumour), "least_secondary": float(least_secondary)}
-        self.viewer: SlideViewer | None = None
-        self._pane: Any = None
         self._shown_id = ""
         self._grade()
         self.select(self.table.index[[-1]])
@@ -177,27 +172,20 @@ class GradingBoard(Rows):
     def _view(self) -> SlideViewer:
         name = self.slide_id
         if self.viewer is None or self._shown_id != name:
-            if self.viewer is not None:
-                self.viewer.close()
-            layer = PatternMap(self.maps[name])
-            self.viewer, self._shown_id = SlideViewer(self.slides[name], layers=[layer], height_px=300), name
+            self._open(SlideViewer(self.slides[name], layers=[PatternMap(self.maps[name])], height_px=300))
+            self._shown_id = name
         return self.viewer
 
     # Pictures --------------------------------------------------------------------------------------------------
 
     def _drawn(self) -> Any:
-        import io
-
         from matplotlib.figure import Figure
-        from matplotlib.image import imread
 
         figure = Figure(figsize=(13, 7.6), layout="constrained")
         parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
         above, below = parts
-        picture = imread(io.BytesIO(self._view().snapshot(width_px=1200)))
         axes = above.subplots()
-        axes.imshow(picture)
-        axes.set_axis_off()
+        paste(axes, self._view().snapshot(width_px=1200))
         axes.set_title(self.line, fontsize=11)
         axes, left = below.subplots(), np.zeros(len(self.table))
         for pattern, colour in zip(PATTERNS, COLOURS, strict=True):
@@ -322,9 +310,3 @@ class GradingBoard(Rows):
         self._cores.value = self.slide_id
         self._line.value = self.line
         self._pane.children = [self._view().widget()]
-
-    def close(self) -> None:
-        """Close the slide that is shown."""
-        if self.viewer is not None:
-            self.viewer.close()
-            self.viewer = None

@@ -10,9 +10,10 @@ import shapely
 
 from pathkit.annotations import annotation_frame
 from pathkit.annotations.rows import Row
-from pathkit.view.boards import _halves, _image, _OnSlides
-from pathkit.view.gallery import Gallery
+from pathkit.view.boards import _OnSlides
+from pathkit.view.gallery import Gallery, need
 from pathkit.view.layers import Polygons
+from pathkit.view.picture import halves, paste
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["HotSpotBoard"]
@@ -52,9 +53,7 @@ class HotSpotBoard(_OnSlides):
         *,
         slide_id: str | None = None,
     ):
-        missing = [c for c in ("outcome", "score") if c not in table]
-        if missing:
-            raise ValueError(f"HotSpotBoard: the table has no column {missing[0]!r}.")
+        need(table, "HotSpotBoard", "outcome", "score")
         strange = sorted(set(table["outcome"]) - set(OUTCOMES))
         if strange:
             raise ValueError(f"HotSpotBoard: outcome {strange[0]!r} is none of {', '.join(OUTCOMES)}.")
@@ -123,12 +122,9 @@ class HotSpotBoard(_OnSlides):
         return rows.sort_values("score", ascending=False)
 
     def _drawn(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(14, 5.2), layout="constrained")
-        left, right = _halves(figure, (1, 1.35))
+        figure, left, right = halves((14, 5.2), (1, 1.35))
         assert self.viewer is not None
-        _image(left, self.viewer.snapshot())
+        paste(left, self.viewer.snapshot())
         self.gallery.draw(right)
         return figure
 

@@ -5,7 +5,6 @@ Levels are made anew from the cells' optical densities at each move; nothing is 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from pathkit.slide import Slide
 from pathkit.view.gallery import Shown
 from pathkit.view.layers import Points
 from pathkit.view.pane import pane
+from pathkit.view.picture import paste
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["StainBoard"]
@@ -121,12 +121,10 @@ class StainBoard(Shown):
 
     def _drawn(self) -> Any:
         from matplotlib.figure import Figure
-        from matplotlib.image import imread
 
         figure = Figure(figsize=(15, 5.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
-        left.imshow(imread(io.BytesIO(self.viewer.snapshot())))
-        left.set_axis_off()
+        paste(left, self.viewer.snapshot())
         left.set_title("cut-offs " + ", ".join(f"{c:.2f}" for c in self._cuts), fontsize=10)
         top = self._top()
         right.plot([0, top], [0, top], color="#999999", linewidth=1)
@@ -185,7 +183,3 @@ class StainBoard(Shown):
             "colour": ["#d55e00" if k == self.shown else "#0072b2" for k in self.scores.index],
         }
         self._text.value = self.line
-
-    def close(self) -> None:
-        """Close the viewer."""
-        self.viewer.close()

@@ -17,6 +17,7 @@ from pathkit.objects import errors
 from pathkit.slide import open_slide
 from pathkit.view.gallery import Gallery, Rows
 from pathkit.view.layers import Mask, Points, SecondSlide
+from pathkit.view.picture import halves, paste
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["InstanceBoard"]
@@ -140,18 +141,12 @@ class InstanceBoard(Rows):
         return ", ".join(f"{n} {k}" for k, n in self.counts.items())
 
     def _drawn(self) -> Any:
-        import io
-
-        from matplotlib.figure import Figure
-        from matplotlib.image import imread
-
-        figure = Figure(figsize=(15, 6.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.1))
-        for axes, png in ((left, self.viewer.snapshot()), (right, self.gallery.snapshot())):
-            axes.imshow(imread(io.BytesIO(png)))
-            axes.set_axis_off()
-        left.set_title("Left of the line: truth (green); right: prediction (yellow)", fontsize=10)
-        right.set_title(self._line(), fontsize=10)
+        figure, left, right = halves((15, 6.2), (1, 1.1))
+        paste(left, self.viewer.snapshot())
+        left.axes[0].set_title("Left of the line: truth (green); right: prediction (yellow)", fontsize=10)
+        above, below = right.subfigures(2, 1, height_ratios=(0.06, 1))
+        above.suptitle(self._line(), fontsize=10)
+        self.gallery.draw(below)
         return figure
 
     def _built(self) -> Any:
@@ -166,10 +161,6 @@ class InstanceBoard(Rows):
         return ipywidgets.VBox(
             [ipywidgets.HBox([chosen, mode, note]), self.viewer.widget(), self.gallery.widget()]
         )
-
-    def close(self) -> None:
-        """Close the viewer."""
-        self.viewer.close()
 
 
 def _outlined(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 
 from pathkit.patches import concentric
 from pathkit.slide import Slide, SlideError
-from pathkit.view.boards import _halves, _image
 from pathkit.view.gallery import Rows
 from pathkit.view.layers import PALETTE, Patches
+from pathkit.view.picture import halves, paste, png
 from pathkit.view.viewer import SlideViewer
 
 __all__ = ["PatchLadder"]
@@ -91,16 +90,11 @@ class PatchLadder(Rows):
 
         figure = Figure(figsize=(3 * len(self.mpps), 3.2), layout="constrained")
         self._draw_rungs(figure)
-        stored = io.BytesIO()
-        figure.savefig(stored, dpi=80)
-        return stored.getvalue()
+        return png(figure)
 
     def _drawn(self) -> Any:
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11.6, 4.5), layout="constrained")
-        left, right = _halves(figure, (1, 1.55))
-        _image(left, self.viewer.snapshot())
+        figure, left, right = halves((11.6, 4.5), (1, 1.55))
+        paste(left, self.viewer.snapshot())
         above, below = right.subfigures(2, 1, height_ratios=(2.6, 1))
         self._draw_rungs(above)
         shown = self.selection.round(3).astype(str)
@@ -121,7 +115,3 @@ class PatchLadder(Rows):
         picture, row = ipywidgets.Image(value=self._picture(), format="png"), ipywidgets.HTML(self._row())
         self._parts = (picture, row)
         return ipywidgets.VBox([self.viewer.widget(), ipywidgets.HBox([picture, row])])
-
-    def close(self) -> None:
-        """Close the viewer."""
-        self.viewer.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import geopandas
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pathkit.geometry import Box, Raster
 from pathkit.metrics import match_detections
 from pathkit.slide import Slide
+from pathkit.view.gallery import need
 from pathkit.view.tiles import Pyramid
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Polygons",
     "SecondSlide",
     "as_layer",
+    "colours_of",
 ]
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart; those that vanish in eosin come last.
@@ -55,6 +57,11 @@ CORNERS = 60_000
 #: Longer side of a raster that is sent whole.
 RASTER_PX = 1500
 BINS = 64
+
+
+def colours_of(classes: Iterable[str], given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A colour for each class: the one given, else the next of the palette."""
+    return {n: (given or {}).get(n, PALETTE[i % len(PALETTE)]) for i, n in enumerate(classes)}
 
 
 class Layer:
@@ -562,7 +569,7 @@ class Points(Layer):
             raise ValueError(
                 f"layer {self.name!r}: {len(names)} classes in {self.by!r} are too many to colour. Pass by=... ."
             )
-        hexes = [given.get(n, PALETTE[i % len(PALETTE)]) for i, n in enumerate(self.classes)]
+        hexes = colours_of(self.classes, given).values()
         self.codes, self.palette = codes.astype(np.int8), np.array([_rgb(h) for h in hexes], float)
 
     def place(self, slide: Slide) -> None:
@@ -929,8 +936,7 @@ class Polygons(Layer):
         own: dict[str, str] = {}
         if "color" in annotations:
             own = {str(n): c for n, c in zip(names, annotations["color"], strict=True) if isinstance(c, str)}
-        palette = {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(self.classes)}
-        self.colours = {n: (colours or {}).get(n, own.get(n, palette[n])) for n in self.classes}
+        self.colours = colours_of(self.classes, {**own, **(colours or {})})
         self.names = names.to_numpy()
         self.hover = [("class", "@class")] + (
             [("name", "@name")] if "name" in annotations and annotations["name"].notna().any() else []
@@ -1120,11 +1126,7 @@ def as_layer(thing: Any) -> Layer:
 
 
 def _check_rows(table: Any, name: str, columns: Sequence[str]) -> None:
-    missing = [c for c in columns if c not in table]
-    if missing:
-        raise ValueError(
-            f"layer {name!r}: no column {missing[0]!r}; the table has {', '.join(map(str, table.columns))}."
-        )
+    need(table, f"layer {name!r}", *columns)
     if not len(table):
         raise ValueError(
             f"layer {name!r}: the table is empty, there is nothing to show. Was the filter too strict?"

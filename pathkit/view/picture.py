@@ -17,7 +17,7 @@ from pathkit.view.tiles import Pyramid
 if TYPE_CHECKING:
     from pathkit.view.viewer import SlideViewer
 
-__all__ = ["draw", "pixels", "small", "write_html"]
+__all__ = ["draw", "halves", "paste", "pixels", "png", "small", "write_html"]
 
 #: Of a page without Python: width of what is drawn for the whole slide, and rows drawn as marks.
 PAGE_PX, PAGE_MARKS = 3000, 20_000
@@ -30,7 +30,32 @@ def pixels(pyramid: Pyramid, box_l0: Box, width_px: int) -> NDArray[np.uint8]:
     return pyramid.crop((box_l0.x, box_l0.y), size, downsample)
 
 
-def small(png: bytes) -> bytes:
+def png(figure: Any, dpi: int = 80) -> bytes:
+    """A figure of matplotlib as a PNG."""
+    stored = io.BytesIO()
+    figure.savefig(stored, dpi=dpi)
+    return stored.getvalue()
+
+
+def halves(size: tuple[float, float], widths: tuple[float, float]) -> tuple[Any, Any, Any]:
+    """A figure of matplotlib of a size in inches, and its left and right part."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    parts: Any = figure.subfigures(1, 2, width_ratios=widths)
+    return figure, *parts
+
+
+def paste(part: Any, picture: bytes) -> None:
+    """Show a PNG on axes of matplotlib, or on a part of a figure, without a frame."""
+    from matplotlib.image import imread
+
+    axes = part if hasattr(part, "imshow") else part.subplots()
+    axes.imshow(imread(io.BytesIO(picture)))
+    axes.set_axis_off()
+
+
+def small(picture: bytes) -> bytes:
     """A PNG in 256 colours: a third of the bytes, for notebooks that are committed with their pictures.
 
     By octree: a median cut gives its colours to the tissue, and marks and legends, small and saturated, end up grey.
@@ -38,9 +63,9 @@ def small(png: bytes) -> bytes:
     from PIL import Image
 
     stored = io.BytesIO()
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture = picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    picture.save(stored, "PNG", optimize=True)
+    colours = Image.open(io.BytesIO(picture)).convert("RGB")
+    colours = colours.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    colours.save(stored, "PNG", optimize=True)
     return stored.getvalue()
 
 
@@ -88,9 +113,7 @@ def draw(viewer: SlideViewer, box_l0: Box, width_px: int) -> bytes:
         figure.legend(
             handles=handles, loc="lower left", ncols=columns, fontsize=8, frameon=False, handlelength=1
         )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    return buffer.getvalue()
+    return png(figure, dpi=100)
 
 
 def _scale_bar(axes: Any, viewer: SlideViewer, view: Any) -> None:

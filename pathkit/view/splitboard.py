@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from pathkit.metrics import auc
 from pathkit.splits import leak_report
-from pathkit.view.gallery import Rows
+from pathkit.view.gallery import Rows, need
 from pathkit.view.pane import pane
 
 __all__ = ["SplitBoard"]
@@ -65,11 +65,7 @@ class SplitBoard(Rows):
         positive: str = "positive",
         parts: Sequence[str] = ("train", "test"),
     ):
-        missing = [c for c in ("slide_id", "patient_id", "site", label, "split") if c not in slides]
-        if missing:
-            raise ValueError(
-                f"SplitBoard: no column {missing[0]!r}; the table has {', '.join(map(str, slides))}."
-            )
+        need(slides, "SplitBoard", "slide_id", "patient_id", "site", label, "split")
         wrong = slides[~slides["split"].isin(parts)]
         if len(wrong):
             raise ValueError(

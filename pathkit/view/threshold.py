@@ -114,7 +114,6 @@ class ThresholdExplorer(Shown):
         positives = slides.loc[slides["label"] == positive, "slide_id"]
         self._slide_id = str(positives.iloc[0])
         self._callbacks: list[Callable[[pd.DataFrame], None]] = []
-        self.viewer: SlideViewer | None = None
         self._files = SlideSource(slides) if "path" in slides else None
 
     # What is shown ---------------------------------------------------------------------------------------------
@@ -324,10 +323,10 @@ class ThresholdExplorer(Shown):
             return
         self._slide.value, self._slider.value = self.slide_id, self.threshold
         if self.viewer is None or self._shown != self.slide_id:
-            self._open()
+            self._show()
         elif self._heat is not None:
             self._heat.threshold = self.threshold
-        self._marks.show(self._outcomes())
+        self._marks.show(self._outcomes(self.viewer.slide.mpp))
         for source, place in zip(self._points, self._places(), strict=True):
             source.data = place  # type: ignore[assignment]
         self._line.value = self.summary()
@@ -340,44 +339,36 @@ class ThresholdExplorer(Shown):
             {"x": [1 - point["slide_specificity"]], "y": [point["slide_sensitivity"]]},
         ]
 
-    def _open(self) -> None:
+    def _show(self) -> None:
         """Show the present slide."""
-        self.close()
         heat, here = self.heatmaps[self.slide_id], self.lesions[self.lesions["slide_id"] == self.slide_id]
         if self._files is not None:
             slide = self._files[self.slide_id]
         else:
             thumbnail = self.thumbnails[self.slide_id]
             slide = open_slide(np.ascontiguousarray(thumbnail.values), mpp=thumbnail.mpp)
-        self.viewer, self._shown, self._heat = SlideViewer(slide, height_px=440), self.slide_id, None
+        viewer, self._shown, self._heat = SlideViewer(slide, height_px=440), self.slide_id, None
         if np.isfinite(heat.values).any():
             self._heat = Heatmap(
                 heat, name="probability", low=0, high=1, threshold=self.threshold, opacity=0.45
             )
-            self.viewer.add(self._heat)
+            viewer.add(self._heat)
         if len(here):
             outlines = shapely.transform(np.asarray(here["geometry"]), lambda xy: xy / slide.mpp)
             truth = geopandas.GeoDataFrame({"class": "lesion"}, index=range(len(here)), geometry=outlines)
-            self.viewer.add(Polygons(truth, name="truth", colours={"lesion": COLOURS["truth"]}, fill=0))
-        self._marks = _Outcomes(self._outcomes())
-        self.viewer.add(self._marks)
-        self._pane.children = [self.viewer.widget()]
+            viewer.add(Polygons(truth, name="truth", colours={"lesion": COLOURS["truth"]}, fill=0))
+        self._marks = _Outcomes(self._outcomes(slide.mpp))
+        viewer.add(self._marks)
+        self._open(viewer)
 
-    def _outcomes(self) -> dict[str, list[Any]]:
+    def _outcomes(self, mpp: float) -> dict[str, list[Any]]:
         """The marks on the slide, in its level-0 pixels."""
-        assert self.viewer is not None
         chosen, missed = self.selection, _middles(self.missed)
-        xy = np.vstack([chosen[["x_um", "y_um"]].to_numpy(float), missed]) / self.viewer.slide.mpp
+        xy = np.vstack([chosen[["x_um", "y_um"]].to_numpy(float), missed]) / mpp
         outcome = [*chosen["outcome"], *["missed"] * len(missed)]
         score = [*chosen["score"], *[float("nan")] * len(missed)]
         places = {"x": xy[:, 0].tolist(), "y": xy[:, 1].tolist()}
         return places | {"color": [COLOURS[o] for o in outcome], "outcome": outcome, "score": score}
-
-    def close(self) -> None:
-        """Close the slide that is shown."""
-        if self.viewer is not None:
-            self.viewer.close()
-            self.viewer = None
 
 
 def _extent_mm(raster: Raster) -> tuple[float, float, float, float]:

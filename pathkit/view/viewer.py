@@ -33,7 +33,7 @@ from pathkit.annotations.rows import Row
 from pathkit.geometry import Box
 from pathkit.slide import Slide, SlideError
 from pathkit.view import registry
-from pathkit.view.layers import PALETTE, Layer, SecondSlide, as_layer
+from pathkit.view.layers import Layer, SecondSlide, as_layer, colours_of
 from pathkit.view.pane import JS, free, is_static, load_bokeh, pane
 from pathkit.view.tiles import TILE_PX, Pyramid, TileCache, jpeg
 
@@ -294,7 +294,7 @@ class SlideViewer:
 
         Outlines that cross themselves are repaired; those without area are left out.
         """
-        colours = dict(zip(self.classes, PALETTE * (len(self.classes) // len(PALETTE) + 1), strict=False))
+        colours = colours_of(self.classes)
         shapes = [(s, c) for s, c in _shapes(self._drawn) if not s.is_empty]
         return annotation_frame([Row(shape, str(c), None, colours.get(str(c))) for shape, c in shapes])
 
@@ -482,7 +482,7 @@ class Figure:
         # Selection and drawing
         colours = CategoricalColorMapper(
             factors=viewer.classes,
-            palette=[PALETTE[i % len(PALETTE)] for i in range(len(viewer.classes))],
+            palette=list(colours_of(viewer.classes).values()),
             nan_color="#000000",
         )
         self.sources = {name: ColumnDataSource(data) for name, data in viewer._drawn.items()}
