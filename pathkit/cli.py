@@ -94,7 +94,7 @@ def _features(options: argparse.Namespace) -> int:
     from pathkit.encoders import load_encoder
     from pathkit.inference import extract_features
 
-    encoder = load_encoder(options.encoder)
+    encoder, target = load_encoder(options.encoder), _target(options)
 
     def work(path: Path) -> dict[str, Any]:
         import numpy as np
@@ -104,7 +104,7 @@ def _features(options: argparse.Namespace) -> int:
 
         slide, out = _opened(path, options), Path(options.out)
         table = _grid(slide, options)
-        features = extract_features(slide, table, encoder, progress=True)
+        features = extract_features(slide, table, encoder, stain=target, progress=True)
         if options.clusters:
             table["cluster"] = _clusters(features, options.clusters)
             _draw_clusters(slide, table, out / f"{path.stem}.clusters.png")
@@ -113,7 +113,17 @@ def _features(options: argparse.Namespace) -> int:
             np.save(file, features)
         return {"mpp": slide.mpp, "patches": len(table), "dimensions": features.shape[1]}
 
-    depends = ["mpp", "mask_mpp", "size_px", "patch_mpp", "overlap_px", "min_tissue", "encoder", "clusters"]
+    depends = [
+        "mpp",
+        "mask_mpp",
+        "size_px",
+        "patch_mpp",
+        "overlap_px",
+        "min_tissue",
+        "encoder",
+        "clusters",
+        "stain",
+    ]
     return _each(options, "features", work, depends)
 
 
@@ -121,13 +131,14 @@ def _heatmap(options: argparse.Namespace) -> int:
     from pathkit.inference import heatmap, lesions
     from pathkit.models import load_model
 
-    model = load_model(options.model)
+    model, target = load_model(options.model), _target(options)
 
     def work(path: Path) -> dict[str, Any]:
         import numpy as np
 
         slide, out = _opened(path, options), Path(options.out)
-        raster = heatmap(slide, model, mask=_mask(slide, options), out=out / f"{path.stem}.heatmap.npz")
+        file = out / f"{path.stem}.heatmap.npz"
+        raster = heatmap(slide, model, mask=_mask(slide, options), stain=target, out=file)
         found = lesions(raster, threshold=options.threshold, slide_id=path.stem)
         found.to_csv(out / f"{path.stem}.lesions.csv", index=False)
         _draw_over(slide, raster.values, raster, out / f"{path.stem}.heatmap.png")
@@ -136,7 +147,7 @@ def _heatmap(options: argparse.Namespace) -> int:
 
     model_path = Path(options.model)
     options.model_id = f"{model_path.name}, {model_path.stat().st_mtime_ns}"
-    return _each(options, "heatmap", work, ["mpp", "mask_mpp", "model_id", "threshold"])
+    return _each(options, "heatmap", work, ["mpp", "mask_mpp", "model_id", "threshold", "stain"])
 
 
 # Steps that commands share ---------------------------------------------------------------------------------------
@@ -175,6 +186,16 @@ def _mask(slide: Slide, options: argparse.Namespace) -> Raster:
     from pathkit.tissue import tissue_mask
 
     return tissue_mask(slide, mpp=max(options.mask_mpp, slide.mpp))
+
+
+def _target(options: argparse.Namespace) -> Any:
+    """The stain that slides are to be brought to, fitted on the slide named, or None."""
+    if options.stain is None:
+        return None
+    from pathkit import stain
+
+    reference = _opened(Path(options.stain), options)
+    return stain.fit(reference, mask=_mask(reference, options))
 
 
 def _grid(slide: Slide, options: argparse.Namespace) -> pd.DataFrame:
@@ -316,6 +337,10 @@ def _parser() -> argparse.ArgumentParser:
     features.add_argument(
         "--clusters", type=int, default=6, help="clusters to draw, 0 for none (default: %(default)s)"
     )
+    for command in (features, heatmap):
+        command.add_argument(
+            "--stain", metavar="SLIDE", help="normalise the stain of each slide to that of this one (Macenko)"
+        )
     heatmap.add_argument("--model", required=True, help="a model saved by pathkit (models.save_model)")
     heatmap.add_argument("--threshold", type=float, default=0.5, help="of a lesion (default: %(default)s)")
     return parser

@@ -79,6 +79,19 @@ def test_features_are_one_row_a_patch_and_clusters_are_drawn(slide_path, tmp_pat
     assert (tmp_path / "field.clusters.png").stat().st_size > 10_000
 
 
+def test_features_in_the_stain_of_another_slide(slide_path, tmp_path):
+    redder = tmp_path / "redder.png"
+    Image.fromarray((noisy_tissue(seed=1) * [1.0, 0.8, 0.9]).astype(np.uint8)).save(redder)
+    grid = ["--mpp", 0.5, "--size-px", 128, "--encoder", "colour", "--clusters", 0]
+    for name, more in (("plain", []), ("own", ["--stain", slide_path]), ("other", ["--stain", redder])):
+        assert run("features", slide_path, *grid, *more, "--out", tmp_path / name) == 0
+    plain, own, other = (
+        np.load(tmp_path / name / "field.features.npy") for name in ("plain", "own", "other")
+    )
+    # Mean optical densities: to its own stain hardly anything changes, to the other one green light is lost.
+    assert np.abs(own - plain)[:, :3].mean() < 0.02 < 0.04 < (other - plain)[:, 1].mean()
+
+
 def test_heatmap_of_a_saved_model(slide_path, tmp_path):
     from pathkit.models import patch_classifier, save_model
 
