@@ -25,7 +25,7 @@ from pathkit.slide import open_slide
 from pathkit.synthetic import write_pyramid
 from pathkit.synthetic.mosaic import Mosaic
 
-MPP, GOAL_MB = 0.25, 2048
+MPP, GOAL_MB = 0.5, 2048
 WORKS = ("start", "mask", "features", "heatmap")
 
 

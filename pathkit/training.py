@@ -543,7 +543,7 @@ class _Ahead:
 
     def __init__(self, loader: DataLoader[Any], *, cuda: bool, n: int = 3):
         self._loader, self._cuda, self._n = loader, cuda, n
-        self.sampler = loader.sampler  # where Lightning looks for `set_epoch`
+        self.sampler, self.batch_sampler = loader.sampler, None  # where Lightning looks for `set_epoch`
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -221,6 +221,18 @@ def test_a_pretrained_encoder_is_changed_gently():
     assert moved[True]["head"] > 0.3 * moved[False]["head"]
 
 
+def test_a_training_fed_ahead_is_the_same_training(monkeypatch):
+    usual = fit(new_model(), TRAIN, VAL, epochs=3, **PLAIN)
+    monkeypatch.setattr(
+        training,
+        "DataLoader",
+        lambda *args, **options: training._Ahead(DataLoader(*args, **options), cuda=False),
+    )
+    ahead = fit(new_model(), TRAIN, VAL, epochs=3, **PLAIN)
+    assert model_digest(ahead.model) == model_digest(usual.model)
+    assert ahead.history["train_loss"].tolist() == usual.history["train_loss"].tolist()
+
+
 def test_a_compiled_step_is_the_same_step():
     plain, compiled = (fit(new_model(), TRAIN, VAL, epochs=1, compile=c, **PLAIN) for c in (False, "eager"))
     assert model_digest(plain.model) == model_digest(compiled.model)
