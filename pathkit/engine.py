@@ -24,7 +24,7 @@ import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -301,6 +301,7 @@ class _TorchEngine(Engine):
             network = network.cpu() if here else copy.deepcopy(network).to(self._device)
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
+        self._copies = None if here else torch.cuda.Stream(self._device)
         self.batch_size = 32 if here else 256
         self.queues = not here
 
@@ -314,7 +315,7 @@ class _TorchEngine(Engine):
         pixels, recolour = prepared
         with torch.inference_mode():
             # Bytes cross to the device at once, (N, H, W, 3); from there on all is done there.
-            batch = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = (pixels if self._copies is None else sent([pixels], self._copies)[0]).permute(0, 3, 1, 2)
             batch = batch if recolour is None else recolour(batch)
             with self._precision():
                 outputs = [self._network(part).float() for part in batch.split(self.batch_size)]
@@ -336,6 +337,17 @@ class _TorchEngine(Engine):
         if self._dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, self._dtype)
+
+
+def sent(batch: Sequence[Tensor], copies: torch.cuda.Stream) -> list[Tensor]:
+    """Tensors on the GPU; they are copied while it computes what was asked before, and waited for there, not here."""
+    with torch.cuda.stream(copies):
+        there = [t.cuda(non_blocking=True) for t in batch]
+    now = torch.cuda.current_stream()
+    now.wait_stream(copies)
+    for tensor in there:
+        tensor.record_stream(now)
+    return there
 
 
 # OpenVINO --------------------------------------------------------------------------------------------------------

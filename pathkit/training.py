@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from pathkit.engine import sent
 from pathkit.models import PatchClassifier, cpu_computes_bf16, keep_memory, patch_classifier
 from pathkit.patches import MEMORY_BUDGET_GB, SlideSource, encode_labels, read_all
 from pathkit.stain import HED, remix
@@ -559,18 +560,7 @@ class _Ahead:
             coming = deque(thread.submit(make) for _ in range(self._n))
             while (batch := coming.popleft().result()) is not None:
                 coming.append(thread.submit(make))
-                yield batch if copies is None else _sent(batch, copies)
-
-
-def _sent(batch: list[Tensor], copies: torch.cuda.Stream) -> list[Tensor]:
-    """Tensors on the GPU; they are copied while it computes what was asked before, and waited for there, not here."""
-    with torch.cuda.stream(copies):
-        there = [t.cuda(non_blocking=True) for t in batch]
-    now = torch.cuda.current_stream()
-    now.wait_stream(copies)
-    for tensor in there:
-        tensor.record_stream(now)
-    return there
+                yield batch if copies is None else sent(batch, copies)
 
 
 class _InMemory:
