@@ -357,6 +357,7 @@ class SlideViewer:
         if kind == "view":
             x0, y0, x1, y1 = message["v"]
             self._seen(View(Box.from_bounds(x0, y0, x1, y1), max(1, message["w"]), max(1, message["h"])))
+            self._moved = not message.get("a", False)  # as it began: whole at any size
         elif kind == "tap":
             for callback in self._on_click:
                 callback(float(message["x"]), float(message["y"]))

@@ -186,7 +186,7 @@ class Viewer {
     this.keyboard();
     this.pinch();
     this.gestures();
-    for (const range of [this.xr, this.yr]) range.change.connect(() => this.moved());
+    for (const range of [this.xr, this.yr]) range.change.connect(() => this.going || ((this.whole = null), this.moved()));
     this.down.properties.data.change.connect(() => this.hear(JSON.parse(this.down.get("msg")[0])));
     figure.on_event("mousemove", (e) => this.pointed(e.x, e.y));
     figure.on_event("mouseleave", () => this.pointed(NaN, NaN));
@@ -195,6 +195,7 @@ class Viewer {
     for (const tool of figure.toolbar.tools) tool.properties.active?.change.connect(() => this.tell());
     for (const source of Object.values(this.drawn)) // tools that draw tell one or the other
       for (const signal of [source.change, source.properties.data.change]) signal.connect(() => this.changed());
+    this.whole = [this.xr.start, this.yr.end, this.xr.end, this.yr.start];
     this.resized();
     this.send({ k: "hello" });
   }
@@ -222,7 +223,8 @@ class Viewer {
     return clamp(scale, Math.min(width / w, height / h) / 4, 16);
   }
 
-  go(x, y, scale = this.scale) {
+  go(x, y, scale = this.scale, whole = null) {
+    this.whole = whole; // what is seen whole at any size of the frame, until somebody moves
     const { width, height } = this.frame;
     scale = this.allowed(scale);
     this.going = true;
@@ -233,23 +235,25 @@ class Viewer {
   }
 
   home() {
-    const [w, h] = this.spec.slides[0].size, { width, height } = this.frame;
-    this.go(w / 2, h / 2, Math.min(width / w, height / h) * 0.98);
+    const [w, h] = this.spec.slides[0].size;
+    this.whole = [-0.01 * w, -0.01 * h, 1.01 * w, 1.01 * h];
+    this.resized();
   }
 
-  resized() { // the ranges' box, fitted into the frame; then the same centre and scale at every size
+  resized() { // what was whole stays whole; else the same centre and scale at every size
     const { width, height } = this.frame;
     if (!(width > 0 && height > 0)) return;
-    const fit = Math.min(width / (this.xr.end - this.xr.start), height / (this.yr.start - this.yr.end));
-    this.go(...this.centre, this.kept_scale ?? fit);
+    const [x0, y0, x1, y1] = this.whole ?? [];
+    if (this.whole) this.go((x0 + x1) / 2, (y0 + y1) / 2, Math.min(width / (x1 - x0), height / (y1 - y0)), this.whole);
+    else this.go(...this.centre, this.kept_scale);
   }
 
   moved() {
-    if (this.going || this.waiting) return;
+    if (this.waiting) return;
     this.waiting = requestAnimationFrame(() => {
       this.waiting = null;
       const skew = (this.scale * (this.yr.start - this.yr.end)) / this.frame.height;
-      if (Math.abs(skew - 1) > 1e-3 || Math.abs(this.allowed(this.scale) / this.scale - 1) > 0.01) return this.go(...this.centre);
+      if (Math.abs(skew - 1) > 1e-3 || Math.abs(this.allowed(this.scale) / this.scale - 1) > 0.01) return this.go(...this.centre, this.scale, this.whole);
       this.kept_scale = this.scale;
       this.show();
       this.others((other, unit) => {
@@ -259,7 +263,7 @@ class Viewer {
       clearTimeout(this.telling);
       const { width, height } = this.frame;
       const box = [this.xr.start, this.yr.end, this.xr.end, this.yr.start].map((v) => Math.round(v * 100) / 100);
-      this.telling = setTimeout(() => this.send({ k: "view", v: box, w: Math.round(width), h: Math.round(height) }), this.pressed ? 300 : 100); // few while it is dragged
+      this.telling = setTimeout(() => this.send({ k: "view", v: box, w: Math.round(width), h: Math.round(height), a: Boolean(this.whole) }), this.pressed ? 300 : 100); // few while it is dragged
     });
   }
 
