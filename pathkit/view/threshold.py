@@ -42,7 +42,7 @@ class _Outcomes(Layer):
 
         self.source = ColumnDataSource(self.marks_l0)
         style: Any = {"size": 13, "line_color": "color", "fill_color": None, "line_width": 3}
-        return [plot.scatter("x", "y", source=self.source, **style)]
+        return [plot.scatter("x", "y", source=self.source, marker="marker", **style)]
 
     def show(self, marks: dict[str, list[Any]]) -> None:
         """Show other marks."""
@@ -210,9 +210,9 @@ class ThresholdExplorer(Shown):
     def _draw_slide(self, axes: Any) -> None:
         thumbnail, heat = self.thumbnails[self._slide_id], self.heatmaps[self._slide_id]
         axes.imshow(thumbnail.values, extent=_extent_mm(thumbnail))
-        shown = np.ma.masked_invalid(heat.values)
+        shown = np.ma.masked_where(~(heat.values >= self._threshold), heat.values)  # NaN too
         drawn = axes.imshow(shown, extent=_extent_mm(heat), cmap="viridis", vmin=0, vmax=1, alpha=0.45)
-        axes.figure.colorbar(drawn, ax=axes, label="Predicted probability of tumour", shrink=0.75)
+        axes.figure.colorbar(drawn, ax=axes, label="Probability, from the threshold on", shrink=0.75)
         draw_outlines(axes, self.lesions[self.lesions["slide_id"] == self._slide_id])
         axes.plot([], [], color=COLOURS["truth"], label="lesion (truth)")
         for outcome, rows in self.selection.groupby("outcome"):
@@ -368,7 +368,9 @@ class ThresholdExplorer(Shown):
         outcome = [*chosen["outcome"], *["missed"] * len(missed)]
         score = [*chosen["score"], *[float("nan")] * len(missed)]
         places = {"x": xy[:, 0].tolist(), "y": xy[:, 1].tolist()}
-        return places | {"color": [COLOURS[o] for o in outcome], "outcome": outcome, "score": score}
+        marker = ["x" if o == "missed" else "circle" for o in outcome]
+        looks = {"color": [COLOURS[o] for o in outcome], "marker": marker}
+        return places | looks | {"outcome": outcome, "score": score}
 
 
 def _extent_mm(raster: Raster) -> tuple[float, float, float, float]:

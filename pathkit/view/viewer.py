@@ -45,7 +45,10 @@ HOUSE = (
 )
 #: Icon and description of the buttons beside Bokeh's tools.
 ACTIONS = [
-    (f"data:image/svg+xml;utf8,{HOUSE}", "Whole slide (0; arrows move, + and - zoom, f fills the screen)"),
+    (
+        f"data:image/svg+xml;utf8,{HOUSE}",
+        "Whole slide (0; arrows move, + and - zoom, 1 to 4 show 5x to 40x, f fills the screen)",
+    ),
     ("undo", "Undo the last drawing (Ctrl+Z)"),
 ]
 _pool = ThreadPoolExecutor(2, "pathkit-view")

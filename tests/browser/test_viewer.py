@@ -136,6 +136,10 @@ def test_wheel_keyboard_and_home(linked):
         linked.page.keyboard.press(key)
         linked.page.wait_for_timeout(150)
         assert moves(before, linked.box()), key
+    linked.page.keyboard.press("3")
+    linked.page.wait_for_timeout(150)
+    assert linked.js("v.readout.textContent").startswith("20×")
+    assert linked.js("v.scale") == pytest.approx(20 * MPP / 10)
     linked.page.keyboard.press("0")
     linked.page.keyboard.press("0")  # restarts the kernel where JupyterLab sees it
     linked.page.wait_for_timeout(300)

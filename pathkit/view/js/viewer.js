@@ -334,6 +334,7 @@ class Viewer {
       if (e.key in steps) this.go(x + steps[e.key][0] * far * this.frame.width, y + steps[e.key][1] * far * this.frame.height);
       else if ("+=-_".includes(e.key)) this.go(x, y, this.scale * ("+=".includes(e.key) ? 1.5 : 1 / 1.5));
       else if (e.key == "0" || e.key == "Home") this.home();
+      else if ("1234".includes(e.key) && this.spec.mpp) this.go(x, y, ((5 * 2 ** (e.key - 1)) / 10) * this.spec.mpp); // 5 to 40 x
       else if (e.key == "f") this.fill();
       else if (e.key == "Enter") this.end();
       else return;
