@@ -38,7 +38,7 @@ lint: $(INSTALLED)  ## ruff, import layers, types
 	$(BIN)/mypy
 
 # Longer ones (synthetic, transfer, lung_patches, nuclei, notebooks, viewer) are run by name.
-bench: $(INSTALLED)  ## run the benchmarks of speed and memory (8 minutes); one table of ratios and goals (options in ARGS)
+bench: $(INSTALLED)  ## run the benchmarks of speed and memory (4 minutes); one table of ratios and goals (options in ARGS)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:  ## remove .venv and caches of tools (not the demo slides: `pathkit demo --remove` does that)

@@ -175,7 +175,7 @@ def main():
                 batches = tables(size, order, 256 if size == 256 else 128)
                 ways = {"limit": limit(path, batches, size, order), "direct": direct(path, batches, size)}
                 ways |= {name: make(path, batches, size) for name, make in peers.items()}
-                one, two = (measure(ways, threads, 4) for threads in (1, 2))
+                one, two = (measure(ways, threads, 6 if quick else 4) for threads in (1, 2))
                 n = sum(map(len, batches))
                 kind = f"{tile} {'4:2:0' if subsampling else '4:4:4 RGB'}"
                 speeds = " / ".join(f"{n / seconds['limit']:.0f}" for seconds in (one, two))

@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--full] [--peers PYTHON] [SCRIPT ...]
 
-By default the quick forms of those that compare speed and memory (about 8 minutes on two quiet cores). The exit status is 1
+By default the quick forms of those that compare speed and memory (4 minutes on two quiet cores). The exit status is 1
 where a script fails, not where a goal is missed: a busy machine misses goals.
 """
 

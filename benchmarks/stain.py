@@ -18,7 +18,7 @@ from pathkit.synthetic import SITES, breast, scan
 N, SIDE = 64, 256
 
 
-def seconds(work, repetitions: int = 9) -> float:
+def seconds(work, repetitions: int = 25) -> float:
     """Processor time, the least of several."""
     spent = []
     for _ in range(repetitions):
