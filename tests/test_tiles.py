@@ -208,6 +208,8 @@ def test_batches_are_the_regions_also_by_the_decoders_means_and_at_the_edges(one
     for threads in (1, 3):
         CACHE.forget()
         np.testing.assert_array_equal(slide.read_patches(patches, threads=threads), expected)
+        turned = np.zeros((len(x), size, 3, size), np.uint8).transpose(0, 1, 3, 2)  # not contiguous
+        np.testing.assert_array_equal(slide.read_patches(patches, out=turned, threads=threads), expected)
     np.testing.assert_array_equal(slide.read_patches(patches[-1:]), expected[-1:])
 
 
