@@ -397,12 +397,14 @@ class HeatmapJob:
         self._store = _Store(out, settings, self.shape, {"block": list(self._block)})
         self.n_patches = 0
         self._blocks: list[NDArray[np.int32]] = []
+        self._normalise: Normaliser | None = None
         if self._store.finished is None:
             mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
             self._blocks = self._covering(mask, min_tissue)
             self._store.begin()
             self.n_patches = sum(map(len, self._blocks))
-            self._normalise = _normaliser(slide, stain, mask) if self.left else None
+            if self.left:
+                self._normalise = _normaliser(slide, stain, mask)
 
     @property
     def finished(self) -> bool:
