@@ -30,7 +30,58 @@ RUN = """(code) => new Promise((done) => {
 VIEWERS = "Bokeh.documents.flatMap(d => d.roots()).filter(r => r.pathkit).map(r => r.pathkit)"
 
 
-class Page:
+class Viewers:
+    """The slide viewers of a page of the browser; without a number, the first."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def js(self, expression, viewer=0):
+        return self.page.evaluate(f"() => {{ const v = {VIEWERS}.at({viewer}); return ({expression}); }}")
+
+    def sharp(self, viewer=0, timeout=10_000):
+        self.page.wait_for_timeout(60)
+        self.page.wait_for_function(f"() => {VIEWERS}.at({viewer}).tiles[0].sharp", timeout=timeout)
+        self.page.wait_for_timeout(100)
+
+    def frame(self, viewer=0):
+        """The figure's inner frame on the page: x, y, width, height in CSS pixels."""
+        return self.js(
+            "(() => { const b = v.plot.canvas_view.el.getBoundingClientRect(), f = v.frame;"
+            " return [b.x + f.left, b.y + f.top, f.width, f.height]; })()",
+            viewer,
+        )
+
+    def box(self, viewer=0):
+        return self.js("[v.xr.start, v.yr.end, v.xr.end, v.yr.start]", viewer)
+
+    def crop(self, viewer=0, size=(320, 200)):
+        """Pixels around the middle of the frame, and the level-0 place of their corner."""
+        x, y, width, height = self.frame(viewer)
+        left, top = round(x + width / 2 - size[0] / 2), round(y + height / 2 - size[1] / 2)
+        png = self.page.screenshot(clip={"x": left, "y": top, "width": size[0], "height": size[1]})
+        x0, y0, x1, _ = self.box(viewer)
+        scale = (x1 - x0) / width
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), (
+            x0 + (left - x) * scale,
+            y0 + (top - y) * scale,
+            scale,
+        )
+
+    def screen(self, x_l0, y_l0, viewer=0):
+        """Where a place of the slide is on the page."""
+        x, y, width, _ = self.frame(viewer)
+        x0, y0, x1, _ = self.box(viewer)
+        return x + (x_l0 - x0) * width / (x1 - x0), y + (y_l0 - y0) * width / (x1 - x0)
+
+    def tool(self, kind, viewer=0):
+        self.js(
+            f"v.figure.toolbar.tools.forEach(t => {{ if (t.type === '{kind}') t.active = true; }})", viewer
+        )
+        self.page.wait_for_timeout(100)
+
+
+class Page(Viewers):
     """A notebook that ran, and what its page did.
 
     Parameters
@@ -54,7 +105,7 @@ class Page:
         written = new_notebook(cells=[new_code_cell(c) for c in cells], metadata=kernel)
         nbformat.write(written, self.folder / f"{name}.ipynb")
         self.url = f"{self.address}{app}/{name}.ipynb?reset&token={self.token}"
-        self.page = browser.new_page(viewport={"width": 1600, "height": 1500})
+        super().__init__(browser.new_page(viewport={"width": 1600, "height": 1500}))
         self.errors, self.hosts, self.tiles, self.sent = [], set(), [], 0
         self.page.on("pageerror", lambda e: self.errors.append(str(e)))
         self.page.on("request", self._asked)
@@ -111,50 +162,6 @@ class Page:
 
     def python(self, code):
         return self.page.evaluate(RUN, code).strip()
-
-    def js(self, expression, viewer=0):
-        return self.page.evaluate(f"() => {{ const v = {VIEWERS}.at({viewer}); return ({expression}); }}")
-
-    def sharp(self, viewer=0, timeout=10_000):
-        self.page.wait_for_timeout(60)
-        self.page.wait_for_function(f"() => {VIEWERS}.at({viewer}).tiles[0].sharp", timeout=timeout)
-        self.page.wait_for_timeout(100)
-
-    def frame(self, viewer=0):
-        """The figure's inner frame on the page: x, y, width, height in CSS pixels."""
-        return self.js(
-            "(() => { const b = v.plot.canvas_view.el.getBoundingClientRect(), f = v.frame;"
-            " return [b.x + f.left, b.y + f.top, f.width, f.height]; })()",
-            viewer,
-        )
-
-    def box(self, viewer=0):
-        return self.js("[v.xr.start, v.yr.end, v.xr.end, v.yr.start]", viewer)
-
-    def crop(self, viewer=0, size=(320, 200)):
-        """Pixels around the middle of the frame, and the level-0 place of their corner."""
-        x, y, width, height = self.frame(viewer)
-        left, top = round(x + width / 2 - size[0] / 2), round(y + height / 2 - size[1] / 2)
-        png = self.page.screenshot(clip={"x": left, "y": top, "width": size[0], "height": size[1]})
-        x0, y0, x1, _ = self.box(viewer)
-        scale = (x1 - x0) / width
-        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int), (
-            x0 + (left - x) * scale,
-            y0 + (top - y) * scale,
-            scale,
-        )
-
-    def screen(self, x_l0, y_l0, viewer=0):
-        """Where a place of the slide is on the page."""
-        x, y, width, _ = self.frame(viewer)
-        x0, y0, x1, _ = self.box(viewer)
-        return x + (x_l0 - x0) * width / (x1 - x0), y + (y_l0 - y0) * width / (x1 - x0)
-
-    def tool(self, kind, viewer=0):
-        self.js(
-            f"v.figure.toolbar.tools.forEach(t => {{ if (t.type === '{kind}') t.active = true; }})", viewer
-        )
-        self.page.wait_for_timeout(100)
 
     def until(self, code, expected, timeout=8):
         """Run `code` until it prints what is expected."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 
@@ -9,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from live import KERNEL, RUN, VIEWERS, Page
+from live import KERNEL, RUN, VIEWERS, Page, Viewers
+from PIL import Image
 
 from pathkit.slide import open_slide
 from pathkit.view import Patches, SlideViewer
@@ -580,6 +582,57 @@ def test_notebook_7(notebook, slide_path):
         assert np.ptp(grey) <= 1
 
 
+OVERLAYS = """
+import geopandas
+from pathkit.view import Mask, Points, Polygons
+slide = open_slide(np.full((2000, 3000, 3), 255, np.uint8), mpp=0.5)
+cells = np.zeros((20, 30), bool)
+cells[9:11, 12:16] = True  # 100 level-0 pixels each
+square = geopandas.GeoDataFrame({"class": ["a"]}, geometry=[shapely.box(1300, 1200, 1500, 1300)])
+xs, ys = np.meshgrid(np.linspace(1600, 1700, 60), np.linspace(900, 960, 60))
+one = pd.DataFrame({"x_l0": [1750.0], "y_l0": [1200.0]})
+many = pd.DataFrame({"x_l0": xs.ravel(), "y_l0": ys.ravel()})
+colour = lambda table, name: Points(table.assign(**{"class": "a"}), colours={"a": name}, name=name, size_px=12, opacity=1.0)
+a = SlideViewer(slide, height_px=600, layers=[
+    Mask(cells, mpp=50.0, colour="#ff0000", opacity=1.0), Polygons(square, colours={"a": "#0000ff"}, fill=0.0),
+    colour(one, "#00ff00"), colour(many, "#ff00ff")])
+a
+"""
+
+
+@pytest.mark.parametrize("scale", [0.4, 0.73, 1.0])
+def test_overlays_are_within_a_pixel_of_their_place(overlays, scale):
+    overlays.js(f"v.go(1500, 1100, {scale})")
+    overlays.sharp()
+    overlays.page.wait_for_timeout(700)  # the picture of the many comes from Python
+    x, y, width, height = overlays.frame()
+    # The browser puts the canvas on whole pixels of the screen.
+    clip = {"x": int(x + 0.5), "y": int(y + 0.5), "width": int(width), "height": int(height)}
+    seen = np.asarray(Image.open(io.BytesIO(overlays.page.screenshot(clip=clip))).convert("RGB")).astype(int)
+    places = {  # colour: the box that it fills, in level-0 pixels
+        (255, 0, 0): (1200, 900, 1600, 1100),
+        (0, 0, 255): (1300, 1200, 1500, 1300),
+        (0, 255, 0): (1750, 1200, 1750, 1200),
+        (248, 0, 248): (1600, 900, 1700, 960),
+    }
+    for colour, box in places.items():
+        near = 120 if colour[2] == 248 else 25  # fewer points are paler
+        rows, cols = np.nonzero(np.abs(seen - colour).max(2) < near)
+        middle = (cols.min() + cols.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
+        want = overlays.screen((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        assert middle == pytest.approx((want[0] - x, want[1] - y), abs=1.01), colour
+        if colour == (255, 0, 0):  # its edges too
+            assert np.ptp(cols) + 1 == pytest.approx(400 * scale, abs=1.5)
+            assert np.ptp(rows) + 1 == pytest.approx(200 * scale, abs=1.5)
+
+
+@pytest.fixture(scope="module")
+def overlays(lab, browser):
+    page = Page(lab, browser, "overlays", SETUP, OVERLAYS, viewers=1)
+    yield page
+    page.close()
+
+
 def test_a_refused_slide_comes_from_the_kernel(notebook, slide_path):
     cell = "a = SlideViewer(open_slide('slide.tif'))\nw = a.widget()\nregistry.unregister(a._live.ids[0])\na"
     page = notebook("refused", SETUP, cell, viewers=1)
@@ -599,8 +652,7 @@ def test_a_page_without_python_has_all_rows_and_asks_nobody(browser, slide_path,
     page.on("request", lambda r: asked.append(r.url.split(":")[0]))
     page.goto(file.as_uri())
     page.wait_for_function(f"() => window.Bokeh && {VIEWERS}[0]?.tiles[0].sharp", timeout=30_000)
-    live = Page.__new__(Page)
-    live.page = page
+    live = Viewers(page)
     pixels, (x, y, scale) = live.crop()
     truth = slide.read_region((x, y), (320, 200), mpp=MPP * scale)
     assert difference(pixels, truth) < 0.4 * difference(pixels, truth[::-1])
