@@ -161,8 +161,8 @@ def look_of(image: np.ndarray) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--fields", type=int, default=2000, help="crowds; besides, 700 of tissue")
-    options.add_argument("--steps", type=int, default=3600)
+    options.add_argument("--fields", type=int, default=1400, help="crowds; besides, 700 of tissue")
+    options.add_argument("--steps", type=int, default=3000)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--development", action="store_true", help="test on the development half alone")
     options.add_argument("--pictures", type=Path, help="folder for pictures of the worst images")

@@ -230,16 +230,16 @@ def _pictured(rng: np.random.Generator, look: _Look, density: NDArray[np.float32
     size = len(density)
     stain = np.zeros((size, size, 3), np.float32)
     stain[..., 0] = density
-    if rng.random() < 0.3:  # out of focus: stained, and no nucleus
-        ghosts = cv2.GaussianBlur(np.rot90(density, 2), (0, 0), look.width * rng.uniform(0.2, 0.5))
+    if rng.random() < 0.2:  # out of focus: stained, and no nucleus
+        ghosts = cv2.GaussianBlur(np.rot90(density, 2), (0, 0), look.width * rng.uniform(0.3, 0.6))
         seldom = np.clip(smooth_field(rng, size, 3 * look.width) - rng.uniform(0, 1.2), 0, 1)
         stain[..., 0] += rng.uniform(0.2, 0.7) * ghosts * seldom
     body = cv2.GaussianBlur(density, (0, 0), look.width * rng.uniform(0.3, 0.9))
     fibres = _fibres(rng, size, look.width)
-    ground = rng.uniform(0, 0.25) * body + 0.1 * rng.random() ** 2 * np.maximum(fibres, 0)
+    ground = rng.uniform(0, 0.25) * body + 0.06 * rng.random() * (rng.random() < 0.4) * np.maximum(fibres, 0)
     free = 1 / (1 + 2 * density)
     stain[..., 0] += ground * free * rng.uniform(0.3, 1)
-    stain[..., 1] = (3 * ground + rng.uniform(0, 0.3)) * (0.4 + 0.6 * free)
+    stain[..., 1] = (1.5 * ground + rng.uniform(0, 0.3)) * (0.4 + 0.6 * free)
     site = random_site(rng, 0.25)
     stain[..., 0] *= rng.uniform(0.35, 0.8)
     lit = expose(stain, site, blur_px=look.edge * rng.uniform(0.2, 0.7), seed=int(rng.integers(1 << 20)))
