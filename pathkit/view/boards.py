@@ -463,6 +463,8 @@ class TrainingMonitor(Shown):
         """Give this to `training.fit` as ``on_epoch``: draws, waits while paused, and says how to go on."""
         self.history = pd.concat([self.history, pd.DataFrame([row])], ignore_index=True)
         heat = self.predict(model)
+        if self.viewer is None:  # closed meanwhile
+            return {"lr_factor": self.rate, "stop": True}
         if self._layer is None:
             self._layer = self.viewer.add(Heatmap(heat, name="prediction", low=0, high=1))
         else:

@@ -336,7 +336,7 @@ class Viewer {
       else if (e.key == "0" || e.key == "Home") this.home();
       else if ("1234".includes(e.key) && this.spec.mpp) this.go(x, y, ((5 * 2 ** (e.key - 1)) / 10) * this.spec.mpp); // 5 to 40 x
       else if (e.key == "f") this.fill();
-      else if (e.key == "Enter") this.end();
+      else if (e.key == "Enter" && this.poly?._drawing) this.end();
       else return;
       e.preventDefault(), e.stopPropagation();
     });
