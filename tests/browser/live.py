@@ -163,7 +163,7 @@ class Page(Viewers):
     def python(self, code):
         return self.page.evaluate(RUN, code).strip()
 
-    def until(self, code, expected, timeout=8):
+    def until(self, code, expected, timeout=20):
         """Run `code` until it prints what is expected."""
         end = time.time() + timeout
         while (got := self.python(code)) != expected and time.time() < end:
