@@ -97,6 +97,15 @@ def test_galleries_refuse_what_they_cannot_show(table, slides, change, message):
         Gallery(change(table), slides)
 
 
+def test_captions_of_neighbours_do_not_touch(table, slides):
+    whole = "smooth\u00a0muscle → normal\u00a0mucosa"
+    figure = Gallery(table, slides, caption=lambda row: whole, n_cols=3, n_rows=1)._drawn()
+    figure.canvas.draw()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes[:3]]
+    assert figure.axes[0].get_title().split("\n") == ["smooth\u00a0muscle →", "normal\u00a0mucosa"]
+    assert boxes[0].x1 < boxes[1].x0 < boxes[1].x1 < boxes[2].x0
+
+
 def test_lassoed_points_fill_the_gallery_and_are_outlined_on_the_slide_and_back(table, slides):
     xy = np.random.default_rng(1).random((len(table), 2))
     explorer = EmbeddingExplorer(table, xy, slides, colour="label")
