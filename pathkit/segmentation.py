@@ -473,6 +473,8 @@ def separated(
         As `objects.climb`, without objects smaller than a twelfth of the usual one.
     """
     mask = maps[0] >= round(255 * threshold)
+    if not mask.any():  # most tiles of a slide
+        return np.zeros(mask.shape, np.int64), np.zeros((0, 2), np.int64)
     depth = maps[1].astype(np.float32) / 255 - maps[2].astype(np.float32) / 510
     depth = ndimage.gaussian_filter(depth, width_px / 8)
     labels, summits = climb(depth, mask, reach_px=1, least_drop=least_drop)
