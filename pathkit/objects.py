@@ -623,6 +623,8 @@ def morphology(
     )
     if rgb is None:
         return table
+    if not n:  # most tiles of a slide: a corner gives the columns
+        rgb, stains = rgb[:2, :2], None
     stain = separate(rgb) if stains is None else np.asarray(stains)
     slope = np.hypot(*np.gradient(ndimage.gaussian_filter(stain[..., 0], 0.7))) / mpp
     flat = {name: stain[..., k].ravel()[at] for k, name in enumerate(("haematoxylin", "eosin", "dab"))}
