@@ -348,7 +348,50 @@ def heatmap_jobs(
     return jobs
 
 
-class HeatmapJob:
+class _Job:
+    """Blocks of patches that are to go through a network, in an order; the store knows how many of them have."""
+
+    network: nn.Module
+    n_patches: int
+    _blocks: list[NDArray[Any]]
+    _store: Any  # a `_Store` or `_Rows`
+
+    @property
+    def left(self) -> list[NDArray[Any]]:
+        """Blocks that are still to do: of places (row, col) of a map, of row numbers of a table."""
+        return self._blocks[self._store.done :]
+
+    @property
+    def n_left(self) -> int:
+        """Patches that are still to do."""
+        return sum(map(len, self.left))
+
+    def read(self, block: NDArray[Any]) -> RGB:
+        """Patches of a block as the network sees them."""
+        raise NotImplementedError
+
+    def open_engine(
+        self, sample: RGB, n_patches: int, batch_size: int | None = None, engine: str = "auto"
+    ) -> Engine:
+        """As asked; the one that began, with its batches, where a part is done and nothing was asked."""
+        before = self._store.facts
+        if self._store.done and engine == "auto" and "engine" in before:
+            with contextlib.suppress(
+                EngineError
+            ):  # it is here no more: the rest differs within the tolerance
+                size = batch_size or before["batch_size"]
+                return open_engine(self.network, sample, engine=before["engine"], batch_size=size)
+        return open_engine(self.network, sample, engine=engine, n_patches=n_patches, batch_size=batch_size)
+
+    def _engine_for(self, n_patches: int | None, batch_size: int | None, engine: str) -> Engine:
+        """The engine for what is left; the store keeps which one it is."""
+        sample = self.read(self.left[0][:N_COMPARED])
+        used = self.open_engine(sample, n_patches or self.n_patches, batch_size, engine)
+        self._store.facts |= {"engine": used.name, "batch_size": used.batch_size}
+        return used
+
+
+class HeatmapJob(_Job):
     """A heatmap to be made: which patches, what of it is done; parameters as `heatmap`.
 
     Attributes
@@ -356,6 +399,8 @@ class HeatmapJob:
     n_patches : int
         In all; 0 where the map is there.
     """
+
+    _store: _Store
 
     def __init__(
         self,
@@ -378,7 +423,7 @@ class HeatmapJob:
                 f"{slide.name}: the model was trained at {mpp:g} µm/px, the slide's finest level has {slide.mpp:.4g}. Train"
                 " one at the slide's resolution."
             )
-        self.slide, self.model = slide, model
+        self.slide, self.network = slide, model
         self.size_px, self.stride_px, self.mpp = size_px, stride_px, mpp
         self.cell_um = stride_px * mpp
         self.shape = tuple(int(np.ceil(n * slide.mpp / self.cell_um - 1e-6)) for n in slide.dimensions[::-1])
@@ -412,16 +457,6 @@ class HeatmapJob:
         return self._store.finished is not None
 
     @property
-    def n_left(self) -> int:
-        """Patches that are still to do."""
-        return sum(map(len, self.left))
-
-    @property
-    def left(self) -> list[NDArray[np.int32]]:
-        """Blocks of places (row, col) that are still to do."""
-        return self._blocks[self._store.done :]
-
-    @property
     def block_bytes(self) -> int:
         """Pixels of the patches of one block."""
         return int(np.prod(self._block)) * self.size_px**2 * 3
@@ -451,10 +486,7 @@ class HeatmapJob:
         todo = self.left
         outputs: Iterator[NDArray[np.float32]] = iter(())
         if todo:
-            used = self.open_engine(
-                self.read(todo[0][:N_COMPARED]), n_patches or self.n_patches, batch_size, engine
-            )
-            store.facts |= {"engine": used.name, "batch_size": used.batch_size}
+            used = self._engine_for(n_patches, batch_size, engine)
             reads = [_Read(len(b), partial(self.read, b)) for b in todo]
             outputs = _network_output(used, reads, self.slide.name, progress, workers)
         for block, logits in zip(todo, outputs, strict=True):
@@ -478,12 +510,6 @@ class HeatmapJob:
             region = self._normalise(region, out=region)
         corners = (block - (row0, col0)) * self.stride_px
         return np.stack([region[y : y + size, x : x + size] for y, x in corners])
-
-    def open_engine(
-        self, sample: RGB, n_patches: int, batch_size: int | None = None, engine: str = "auto"
-    ) -> Engine:
-        """As asked; the one that began, with its batches, where a part is done and nothing was asked."""
-        return _engine_as_before(self.model, self._store, sample, n_patches, batch_size, engine)
 
     def _covering(self, mask: Raster, min_tissue: float) -> list[NDArray[np.int32]]:
         """Places (row, col) of patches with tissue, in blocks of neighbours, row of blocks after row of blocks.
@@ -516,7 +542,7 @@ class HeatmapJob:
         return [(i, m[i]) for i, m in zip(inside, moved, strict=True)]
 
 
-class TableJob:
+class TableJob(_Job):
     """A network's output for each row of a patch table, to be made.
 
     Parameters
@@ -535,6 +561,8 @@ class TableJob:
     ----------
     n_patches : int
     """
+
+    _store: _Rows
 
     def __init__(
         self,
@@ -571,16 +599,6 @@ class TableJob:
         return not self.left
 
     @property
-    def left(self) -> list[NDArray[np.intp]]:
-        """Blocks of row numbers that are still to do."""
-        return self._blocks[self._store.done :]
-
-    @property
-    def n_left(self) -> int:
-        """Patches that are still to do."""
-        return sum(map(len, self.left))
-
-    @property
     def block_bytes(self) -> int:
         """Pixels of the patches of one block."""
         return max(map(len, self._blocks), default=0) * self.size_px**2 * 3
@@ -612,10 +630,7 @@ class TableJob:
         """All rows, or what is left of them, in the order of the table; `n_patches` as `HeatmapJob.run`."""
         store, todo = self._store, self.left
         if todo:
-            used = self.open_engine(
-                self.read(todo[0][:N_COMPARED]), n_patches or self.n_patches, batch_size, engine
-            )
-            store.facts |= {"engine": used.name, "batch_size": used.batch_size}
+            used = self._engine_for(n_patches, batch_size, engine)
             reads = [_Read(len(b), partial(self._pixels, b), partial(self._recolour, b)) for b in todo]
             outputs = _network_output(used, reads, "patches", progress, workers)
             for block, output in zip(todo, outputs, strict=True):
@@ -627,12 +642,6 @@ class TableJob:
     def read(self, block: NDArray[np.intp]) -> RGB:
         """Patches of some rows as the network sees them."""
         return cast(RGB, self._recolour(block, self._pixels(block)))
-
-    def open_engine(
-        self, sample: RGB, n_patches: int, batch_size: int | None = None, engine: str = "auto"
-    ) -> Engine:
-        """As `HeatmapJob.open_engine`."""
-        return _engine_as_before(self.network, self._store, sample, n_patches, batch_size, engine)
 
     def _pixels(self, block: NDArray[np.intp]) -> RGB:
         return self.source.read(self.patches.iloc[block])
@@ -799,22 +808,6 @@ def _raster_digest(raster: Raster) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(raster.values).tobytes())
     digest.update(repr((raster.values.shape, raster.mpp, tuple(raster.origin_um))).encode())
     return digest.hexdigest()[:16]
-
-
-def _engine_as_before(
-    network: nn.Module,
-    store: _Store | _Rows,
-    sample: RGB,
-    n_patches: int,
-    batch_size: int | None,
-    engine: str,
-) -> Engine:
-    before = store.facts
-    if store.done and engine == "auto" and "engine" in before:
-        with contextlib.suppress(EngineError):  # it is here no more: the rest differs within the tolerance
-            size = batch_size or before["batch_size"]
-            return open_engine(network, sample, engine=before["engine"], batch_size=size)
-    return open_engine(network, sample, engine=engine, n_patches=n_patches, batch_size=batch_size)
 
 
 def _normaliser(slide: Slide, stain: Stain | None, mask: Raster | None = None) -> Normaliser | None:
