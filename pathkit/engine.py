@@ -184,9 +184,8 @@ _THREADS = {"started": False, "lost": False}
 
 
 def _after_fork() -> None:
-    torch.set_num_threads(
-        1
-    )  # its pool of threads is the parent's as well: a child that waited for it would wait for ever
+    # Its pool of threads is the parent's as well: a child that waited for it would wait for ever.
+    torch.set_num_threads(1)
     if _THREADS["started"]:
         _THREADS["lost"] = True
         # Taking OpenVINO's objects down would wait for the same threads: the child keeps them until it ends.

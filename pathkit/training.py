@@ -398,9 +398,8 @@ class _Classification(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._losses, self._start = [], time.perf_counter()
-        if (
-            self.model.encoder.pretrained
-        ):  # few patches tell less of the features' spread than the many before
+        if self.model.encoder.pretrained:
+            # Few patches tell less of the features' spread than the many before.
             for layer in self.model.encoder.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
