@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from pathkit.models import keep_memory
 from pathkit.objects import counts, instance_scores
-from pathkit.segmentation import separated, targets, trusted
+from pathkit.segmentation import best_scale, separated, targets
 from pathkit.synthetic.crowds import crowded_fields
 from pathkit.synthetic.fields import nuclei_fields
 
@@ -129,15 +129,10 @@ def outputs(network: nn.Module, image: np.ndarray, scale: float, device: str) ->
 
 
 def by_network(network: nn.Module, image: np.ndarray, device: str) -> np.ndarray:
-    """The picture at several sizes; kept is the one at which the network trusts its objects most."""
-    best, most = np.zeros(image.shape[:2], int), -np.inf
-    for scale in SCALES:
-        maps = outputs(network, image, scale, device)
-        found = separated(maps, width_px=WIDTH_PX / scale)[0]
-        trust = trusted(maps, found, width_px=WIDTH_PX / scale)
-        if found.any() and trust > most:
-            best, most = found, trust
-    return best
+    """At the size at which the network trusts its objects most."""
+    maps = {scale: outputs(network, image, scale, device) for scale in SCALES}
+    best, width_px = best_scale(maps, width_px=WIDTH_PX)
+    return separated(best, width_px=width_px)[0]
 
 
 def by_threshold(image: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@ Apart from `slide` because numba takes half a second to import, and reads at who
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ def area_mean(pixels: NDArray[np.uint8], x: float, y: float, step: float, out: N
     _weighted(np.ascontiguousarray(pixels).reshape(len(pixels), -1), *rows, *cols, out)
 
 
+@lru_cache(256)  # patches of a grid ask for the same again and again
 def _intervals(
     start: float, step: float, n_out: int, n_in: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -40,7 +43,10 @@ def _intervals(
     columns = first[:, None] + np.arange(int((np.ceil(edges[1:]) - first).max()))
     overlap = np.minimum(columns + 1, edges[1:, None]) - np.maximum(columns, edges[:-1, None])
     weights = np.where(columns < n_in, np.maximum(overlap, 0), 0).astype(np.float32)
-    return first, weights / weights.sum(1, keepdims=True)
+    weights /= weights.sum(1, keepdims=True)
+    for shared in (first, weights):
+        shared.flags.writeable = False
+    return first, weights
 
 
 @numba.njit(cache=True, nogil=True)

@@ -45,6 +45,7 @@ from pathkit.tissue import tissue_mask
 __all__ = [
     "Found",
     "Segmenter",
+    "best_scale",
     "class_map",
     "fit_segmenter",
     "load_segmenter",
@@ -502,7 +503,7 @@ def segment(
     rgb : (H, W, 3) uint8
     mpp : float or None
         Of the field; a warning says when the model was trained at another. None where it is unknown: the field is tried
-        at several sizes, and the one kept at which the model trusts its objects most (`trusted`).
+        at several sizes (`best_scale`).
     turns : int
         As `object_maps`.
     threshold, least_drop : float
@@ -515,7 +516,9 @@ def segment(
     """
     width = _trained(model)[1]
     if mpp is None:
-        return _at_best_scale(model, rgb, turns, threshold, least_drop)
+        seen = {scale: _at_scale(model, rgb, scale, turns) for scale in SCALES}
+        maps, there = best_scale(seen, width_px=width, threshold=threshold, least_drop=least_drop)
+        return _found(model, maps, there, threshold, least_drop)
     _warn_of_mpp(model, mpp, "the field")
     return _found(model, object_maps(model, rgb, turns=turns), width, threshold, least_drop)
 
@@ -586,26 +589,55 @@ def trusted(maps: NDArray[np.uint8], labels: NDArray[np.int64], *, width_px: flo
     return float(1 - apart - 0.2 * abs(np.log(there / width_px)))
 
 
-def _at_best_scale(
-    model: Segmenter, rgb: NDArray[np.uint8], turns: int, threshold: float, least_drop: float
-) -> Found:
-    """The picture at several sizes; kept is the one at which the model trusts its objects most."""
+def best_scale(
+    maps: Mapping[float, NDArray[np.uint8]],
+    *,
+    width_px: float,
+    threshold: float = 0.5,
+    least_drop: float = 0.03,
+) -> tuple[NDArray[np.uint8], float]:
+    """Which of several scales a network should have seen a field at, where nobody knows how large its objects are.
+
+    Parameters
+    ----------
+    maps : mapping
+        Scale (2: the network saw the field twice as large) to the maps (3 or more, H, W) that it then drew, uint8, brought to
+        the field's own size.
+    width_px : float
+        Of the usual object that the network knows.
+    threshold, least_drop : float
+        As `separated`.
+
+    Returns
+    -------
+    maps : (3 or more, H, W) uint8
+        Of the scale whose objects are `trusted` most, blended with those of the next smaller and the next larger one, a
+        quarter each: there the network sees the same objects a little differently, and errs differently.
+    width_px : float
+        Of the usual object at that scale.
+    """
+    scales = sorted(maps)
+    trust = []
+    for scale in scales:
+        width = width_px / scale
+        labels, _ = separated(maps[scale], width_px=width, threshold=threshold, least_drop=least_drop)
+        trust.append(trusted(maps[scale], labels, width_px=width) if labels.any() else -np.inf)
+    best = int(np.argmax(trust))
+    used = [k for k in (best - 1, best, best + 1) if 0 <= k < len(scales)]
+    weights = [2.0 if k == best else 1.0 for k in used]
+    blend = np.average([maps[scales[k]] for k in used], axis=0, weights=weights)
+    return np.rint(blend).astype(np.uint8), width_px / scales[best]
+
+
+def _at_scale(model: Segmenter, rgb: NDArray[np.uint8], scale: float, turns: int) -> NDArray[np.uint8]:
+    """Maps of a picture that the model saw at another size, at the picture's own."""
     import cv2
 
-    known, (height, width) = _trained(model)[1], rgb.shape[:2]
-    best, most = Found(np.zeros((height, width), np.int64), {}, {}), -np.inf
-    for scale in SCALES:
-        size = max(16, round(width * scale)), max(16, round(height * scale))
-        small = np.asarray(
-            cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR), np.uint8
-        )
-        maps = object_maps(model, small, turns=turns)
-        maps = np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
-        found = _found(model, maps, known / scale, threshold, least_drop)
-        trust = trusted(maps, found.labels, width_px=known / scale)
-        if found.scores and trust > most:
-            best, most = found, trust
-    return best
+    height, width = rgb.shape[:2]
+    size = max(16, round(width * scale)), max(16, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    maps = object_maps(model, np.asarray(cv2.resize(rgb, size, interpolation=how), np.uint8), turns=turns)
+    return np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
 
 
 # Slides ----------------------------------------------------------------------------------------------------------

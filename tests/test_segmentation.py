@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 from pathkit import segmentation
 from pathkit.geometry import Raster
@@ -15,6 +16,7 @@ from pathkit.objects import counts, instance_scores
 from pathkit.segmentation import (
     MARGIN_PX,
     Segmenter,
+    best_scale,
     class_map,
     fit_segmenter,
     load_segmenter,
@@ -106,6 +108,23 @@ def test_objects_that_the_maps_mean_are_trusted_more_than_merged_cut_or_missing_
         assert trusted(maps, labels, width_px=width) < best - 0.05
     assert trusted(maps, true, width_px=2 * width) == pytest.approx(best - 0.2 * np.log(2))
     assert trusted(maps, np.zeros_like(true), width_px=width) == 0
+
+
+def test_the_best_scale_is_the_one_whose_maps_mean_objects_of_the_known_width():
+    true = np.zeros((60, 90), np.int64)
+    rows, cols = np.mgrid[:60, :90]
+    for k, (r, c) in enumerate(((20, 20), (20, 41), (40, 70)), start=1):
+        true[np.hypot(rows - r, cols - c) < 10] = k
+    meant = np.round(targets(true).astype(float) * 255).astype(np.uint8)
+    blurred = np.stack([ndimage.gaussian_filter(m.astype(float), 6) for m in meant]).astype(np.uint8)
+    nothing = np.zeros_like(meant)
+    maps, width = best_scale({2.0: blurred, 1.0: meant, 0.5: nothing}, width_px=20)
+    assert width == 20
+    np.testing.assert_array_equal(maps, np.rint(blurred / 4 + meant / 2 + nothing / 4))
+    maps, width = best_scale({2.0: blurred, 4.0: meant}, width_px=80)  # at the end there is one neighbour
+    assert width == 20
+    np.testing.assert_array_equal(maps, np.rint(blurred / 3 + meant / 1.5))
+    assert not best_scale({1.0: nothing, 2.0: nothing}, width_px=20)[0].any()
 
 
 def test_learns_discs_and_their_class(learnt):
