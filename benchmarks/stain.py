@@ -3,8 +3,8 @@
     python benchmarks/stain.py
 
 Ratios are of processor time in one run, the least of several repetitions, so that a busy machine hardly changes them.
-Reinhard's normaliser computes its first 16.8 million pixels and looks the others up, at a speed that depends on how many colours
-there are: both are timed, and real slides too, where ``../shared/data/slides`` is there.
+Reinhard's normaliser computes its first 16.8 million pixels and looks the others up, the faster the fewer colours there are.
+Both are timed, and real slides too, where ``../shared/data/slides`` is there.
 """
 
 from __future__ import annotations
