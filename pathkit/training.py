@@ -458,7 +458,6 @@ class _Classification(lightning.LightningModule):
         return list(itertools.chain(*every)), *together  # type: ignore[return-value]
 
     def configure_optimizers(self) -> Any:
-        fused = self.device.type == "cuda"  # one kernel a step instead of some for each weight
         gentle = self.lr * (ENCODER_SHARE if self.model.encoder.pretrained else 1)
         of_encoder = list(self.model.encoder.parameters())
         known = {id(p) for p in of_encoder}
@@ -467,7 +466,7 @@ class _Classification(lightning.LightningModule):
         optimizer = torch.optim.AdamW(
             [{"params": weights, "lr": lr} for weights, lr in groups],
             weight_decay=self.weight_decay,
-            fused=fused,
+            fused=True,  # one pass a step instead of some for each weight
         )
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [lr for _, lr in groups], total_steps=steps)
