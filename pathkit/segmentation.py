@@ -9,7 +9,8 @@ Decisions
   a field or slide. A pixel of a map therefore depends on its surroundings alone.
 * A slide goes through the network in windows on one grid that overlap by more than the network sees; objects are parted
   in tiles that overlap by more than an object and belong to the tile that holds their summit. The objects are the same
-  whatever the tiles, none twice and none lost.
+  whatever the tiles, none twice and none lost. A wide slide is worked on in bands, one beside the other, so that memory
+  does not grow with it; the few windows that two bands share go through the network twice.
 * A model knows the mpp that it was trained at, and warns when it is used at another.
 """
 
@@ -23,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -58,8 +59,13 @@ __all__ = [
     "trusted",
 ]
 
+#: Left, top, right, bottom in pixels.
+Tile: TypeAlias = tuple[int, int, int, int]
+
 #: Side of a window, and what is cut off at each of its edges: more than the network sees (a test measures it).
 WINDOW_PX, MARGIN_PX = 640, 112
+#: Greatest width of a band of a slide; its windows in use are held, about 0.2 GB.
+BAND_PX = 16_384
 #: Pixels of a slide that are counted together for its light.
 LIGHT_PIXELS = 4_000_000
 #: Sizes at which a picture of unknown resolution is tried.
@@ -652,7 +658,7 @@ def segment_slide(
     tile_px: tuple[int, int] = (2048, 768),
     reach_um: float = 40.0,
     threshold: float = 0.5,
-    batch_size: int = 4,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Objects of a whole slide.
@@ -673,8 +679,9 @@ def segment_slide(
         Tiles overlap by so much; at least twice the greatest object's width.
     threshold : float
         As `separated`.
-    batch_size : int
-        Windows that go through the network together.
+    batch_size : int, optional
+        Windows that go through the network together. By default 4 on a GPU and 1 on a CPU, where more of them take longer,
+        each, and more memory.
 
     Returns
     -------
@@ -702,54 +709,65 @@ def segment_slide(
     if device.type == "cpu":
         keep_memory()
     model.to(device).eval()
+    batch_size = batch_size or (1 if device.type == "cpu" else 4)
     strips = _Strips(slide, model, mask, mpp, (size[0], size[1]), batch_size)
     margin = int(np.ceil(reach_um / mpp))
-    rows = range(0, size[1], tile_px[1])
-    for number, top in enumerate(tqdm(rows, desc=slide.name, unit="row", disable=not progress)):
+    bands = _bands((size[0], size[1]), tile_px)
+    for number, row in enumerate(tqdm(bands, desc=slide.name, unit="row", disable=not progress)):
         if store.has(number):
             continue
-        bottom = min(top + tile_px[1], size[1])
-        maps, rgb, first = strips.between(top - margin, bottom + margin)
+        strips.keep_to(row[0][0] - margin, row[-1][2] + margin)
         parts = []
-        for left in range(0, size[0], tile_px[0]):
-            tile = (left, top, min(left + tile_px[0], size[0]), bottom)
-            parts.append(
-                _tile_objects(model.classes, maps, rgb, first, tile, margin, mpp, width_px, threshold)
-            )
+        for left, top, right, bottom in row:
+            around = strips.inside(left - margin, top - margin, right + margin, bottom + margin)
+            tile = (left, top, right, bottom)
+            parts.append(_tile_objects(model.classes, *around, tile, mpp, width_px, threshold))
         store.add(number, pd.concat(parts, ignore_index=True).assign(slide_id=slide.name))
     model.cpu()
     return store.finish()
+
+
+def _bands(size: tuple[int, int], tile_px: tuple[int, int]) -> list[list[Tile]]:
+    """Rows of tiles (left, top, right, bottom), from the top of a band to its foot, then those of the next band."""
+    lefts = np.arange(0, size[0], tile_px[0])
+    n = min(len(lefts), -(-size[0] // BAND_PX))
+    return [
+        [(x, y, min(x + tile_px[0], size[0]), min(y + tile_px[1], size[1])) for x in band.tolist()]
+        for band in np.array_split(lefts, n)
+        for y in range(0, size[1], tile_px[1])
+    ]
 
 
 def _tile_objects(
     classes: Sequence[str],
     maps: NDArray[np.uint8],
     rgb: NDArray[np.uint8],
-    first: int,
-    tile: tuple[int, int, int, int],
-    margin: int,
+    corner: tuple[int, int],
+    tile: Tile,
     mpp: float,
     width_px: float,
     threshold: float,
 ) -> pd.DataFrame:
-    """Objects whose summit lies in a tile (left, top, right, bottom); `first` is the first row of the maps."""
+    """Objects whose summit lies in a tile; `corner` is the first column and row of the maps and the pixels around it."""
     left, top, right, bottom = tile
-    c0, c1 = max(0, left - margin), min(maps.shape[2], right + margin)
-    part, picture = maps[:, :, c0:c1], rgb[:, c0:c1]
-    labels, summits = separated(part, width_px=width_px, threshold=threshold)
-    row, col = summits[:, 0] + first, summits[:, 1] + c0
+    labels, summits = separated(maps, width_px=width_px, threshold=threshold)
+    row, col = summits[:, 0] + corner[1], summits[:, 1] + corner[0]
     own = (row >= top) & (row < bottom) & (col >= left) & (col < right)
     new = np.concatenate([[0], np.where(own, np.cumsum(own), 0)])
     labels, n = new[labels], int(own.sum())
-    names, scores = _described(classes, part, labels, n)
+    names, scores = _described(classes, maps, labels, n)
     table = morphology(
-        labels, picture, mpp=mpp, origin_um=(c0 * mpp, first * mpp), classes=dict(enumerate(names, start=1))
+        labels,
+        rgb,
+        mpp=mpp,
+        origin_um=(corner[0] * mpp, corner[1] * mpp),
+        classes=dict(enumerate(names, start=1)),
     )
     return table.drop(columns="label").assign(score=scores)
 
 
 class _Strips:
-    """Maps and pixels of a slide, one row of windows after another; only those in use are kept."""
+    """Maps and pixels of a band of a slide, one row of windows after another; only those in use are kept."""
 
     def __init__(
         self, slide: Slide, model: Segmenter, mask: Raster, mpp: float, size: tuple[int, int], batch_size: int
@@ -757,34 +775,45 @@ class _Strips:
         self.slide, self.model, self.mask, self.mpp, self.size = slide, model, mask, mpp, size
         self.batch_size, self.core = batch_size, WINDOW_PX - 2 * MARGIN_PX
         self.light = _slide_light(slide, mask)
+        self.columns = range(0)
         self.kept: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
-    def between(self, top: int, bottom: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
-        """Maps and pixels of the rows from top to bottom, and the row that they begin with."""
-        top, bottom = max(0, top), min(self.size[1], bottom)
+    def keep_to(self, left: int, right: int) -> None:
+        """The band from left to right; what is kept of another is dropped."""
+        columns = range(max(0, left) // self.core, (min(right, self.size[0]) - 1) // self.core + 1)
+        if columns != self.columns:
+            self.columns, self.kept = columns, {}
+
+    def inside(
+        self, left: int, top: int, right: int, bottom: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, int]]:
+        """Maps and pixels of a box within the band, and the column and row that they begin with."""
+        left, top = max(0, left), max(0, top)
+        right, bottom = min(self.size[0], right), min(self.size[1], bottom)
         needed = range(top // self.core, (bottom - 1) // self.core + 1)
         self.kept = {k: v for k, v in self.kept.items() if k in needed}
         for k in needed:
             if k not in self.kept:
                 self.kept[k] = self._strip(k)
-        start = needed[0] * self.core
-        part = slice(top - start, bottom - start)
-        maps = np.concatenate([self.kept[k][0] for k in needed], 1)[:, part]
-        return maps, np.concatenate([self.kept[k][1] for k in needed])[part], top
+        x, y = self.columns[0] * self.core, needed[0] * self.core
+        rows, cols = slice(top - y, bottom - y), slice(left - x, right - x)
+        maps = np.concatenate([self.kept[k][0][..., cols] for k in needed], 1)[:, rows]
+        return maps, np.concatenate([self.kept[k][1][:, cols] for k in needed])[rows], (left, top)
 
     def _strip(self, k: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        n = -(-self.size[0] // self.core)
-        maps = np.zeros((3 + len(self.model.classes), self.core, n * self.core), np.uint8)
-        rgb = np.full((self.core, n * self.core, 3), 255, np.uint8)
-        todo = [c for c in range(n) if self._has_tissue(c, k)]
+        shape = self.core, len(self.columns) * self.core
+        maps = np.zeros((3 + len(self.model.classes), *shape), np.uint8)
+        rgb = np.full((*shape, 3), 255, np.uint8)
+        todo = [c for c in self.columns if self._has_tissue(c, k)]
         inner = slice(MARGIN_PX, MARGIN_PX + self.core)
         for columns, windows in self._windows(todo, k):
             x = torch.from_numpy(windows).permute(0, 3, 1, 2)
             out = _window_maps(self.model, standardised(x, self.light))
             for c, window, m in zip(columns, windows, out, strict=True):
-                place = slice(c * self.core, (c + 1) * self.core)
+                left = (c - self.columns[0]) * self.core
+                place = slice(left, left + self.core)
                 maps[:, :, place], rgb[:, place] = m[:, inner, inner], window[inner, inner]
-        return maps[..., : self.size[0]], rgb[:, : self.size[0]]
+        return maps, rgb
 
     def _windows(self, columns: list[int], k: int) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
         """Batches of windows; the next is read while the network works on this one."""
@@ -852,10 +881,10 @@ class _Parts:
             check_same("objects", self.path, self.finished.attrs, self.settings)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        note = self.folder / "settings.json"
+        note, order = self.folder / "settings.json", {**settings, "band_px": BAND_PX}
         if note.exists():
-            check_same("objects", self.folder, json.loads(note.read_text(encoding="utf-8")), self.settings)
-        write_text(note, json.dumps(settings))
+            check_same("objects", self.folder, json.loads(note.read_text(encoding="utf-8")), order)
+        write_text(note, json.dumps(order))
 
     def _part(self, number: int) -> Path:
         return self.folder / f"{number:06d}.parquet"

@@ -215,6 +215,36 @@ def test_the_same_nuclei_whatever_the_tiling(painter, slide, monkeypatch):
     pd.testing.assert_frame_equal(whole, windows, check_exact=False, rtol=1e-6)
 
 
+@pytest.mark.parametrize("tile", [(200, 130), (150, 960), (960, 300)])
+def test_the_same_nuclei_whatever_the_bands(painter, slide, monkeypatch, tile):
+    options = {"mask": Raster(np.ones((60, 60), bool), 8.0), "tile_px": tile, "progress": False}
+    whole = sorted_table(segment_slide(slide[0], painter, **options))
+    for band in (150, 500):
+        monkeypatch.setattr(segmentation, "BAND_PX", band)
+        banded = sorted_table(segment_slide(slide[0], painter, **options))
+        pd.testing.assert_frame_equal(whole, banded, check_exact=False, rtol=1e-6)
+
+
+def test_what_is_held_of_a_slide_does_not_grow_with_its_width(painter, monkeypatch):
+    """A law in bytes: strips of a slide eight times as wide hold as much as those of one band."""
+    monkeypatch.setattr(segmentation, "BAND_PX", 1000)
+    most = []
+    strip = segmentation._Strips._strip
+
+    def counted(self, k):
+        made = strip(self, k)
+        most[-1] = max(most[-1], sum(a.nbytes for a in (*made, *(b for v in self.kept.values() for b in v))))
+        return made
+
+    monkeypatch.setattr(segmentation._Strips, "_strip", counted)
+    for width in (1000, 8000):
+        most.append(0)
+        glass = open_slide(np.full((1500, width, 3), 244, np.uint8), mpp=0.5)
+        mask = Raster(np.zeros((94, width // 16), bool), 8.0)
+        segment_slide(glass, painter, mask=mask, tile_px=(500, 400), progress=False)
+    assert most[1] <= 1.5 * most[0]
+
+
 def test_a_stopped_run_goes_on_to_the_same_table(painter, slide, tmp_path, monkeypatch):
     picture, _ = slide
     mask, out = Raster(np.ones((60, 60), bool), 8.0), tmp_path / "objects.parquet"
