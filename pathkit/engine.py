@@ -210,7 +210,7 @@ def _chosen(network: nn.Module, sample: RGB, asked: str) -> Engine:
             engine = make()
             difference = _difference(network, engine, sample, expected)
         except Exception as error:  # an export fails in as many ways as there are layers
-            refused.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            refused.append(f"{name}: {_reason(error)}")
             continue
         allowed = PROBABILITY_TOLERANCE if isinstance(network, PatchClassifier) else FEATURE_TOLERANCE
         if difference <= allowed:
@@ -222,9 +222,27 @@ def _chosen(network: nn.Module, sample: RGB, asked: str) -> Engine:
     fallback = _TorchEngine(network)
     fallback.refused = tuple(refused)
     if refused:
-        message = f"inference runs on plain torch, which is slower, since {'; '.join(refused)}."
+        message = f"inference runs on plain torch, which is slower, since {_once_each(refused)}."
         warnings.warn(message, stacklevel=4)
     return fallback
+
+
+def _reason(error: Exception) -> str:
+    """Of a failure, in one line; OpenVINO's page on what it cannot convert ends with the names of it."""
+    lines = str(error).split("\n")
+    failed = [line.partition("failed for:")[2].strip() for line in lines if "failed for:" in line]
+    if failed:
+        return f"no conversion of {failed[-1]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _once_each(refused: list[str]) -> str:
+    """Candidates that were refused for one reason stand before it together."""
+    names: dict[str, list[str]] = {}
+    for line in refused:
+        name, _, reason = line.partition(": ")
+        names.setdefault(reason, []).append(name)
+    return "; ".join(f"{' and '.join(n)}: {reason}" for reason, n in names.items())
 
 
 def _candidates(network: nn.Module, sample: RGB, asked: str) -> list[tuple[str, Callable[[], Engine]]]:

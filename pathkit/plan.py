@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import html
+import inspect
 import os
 import time
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from pathkit.encoders import Encoder
 from pathkit.engine import N_COMPARED, Engine
 from pathkit.inference import HeatmapJob, TableJob, features_job, heatmap_jobs, readers
 from pathkit.models import PatchClassifier
-from pathkit.patches import MEMORY_BUDGET_GB, SlideSource
+from pathkit.patches import SlideSource
 from pathkit.slide import Slide
 from pathkit.training import Fit, fit
 
@@ -254,18 +255,16 @@ def plan_training(
     val: pd.DataFrame,
     *,
     slides: Any,
-    epochs: int = 8,
-    batch_size: int = 64,
     **options: Any,
 ) -> TrainingPlan:
-    """What a training will cost on this machine; arguments as `training.fit`.
+    """What a training will cost on this machine; arguments and their defaults as `training.fit`.
 
     Returns
     -------
     TrainingPlan
         Show it to see the cost; ``plan.run()`` trains the model, which is untouched till then.
     """
-    return TrainingPlan(model, train, val, slides, {"epochs": epochs, "batch_size": batch_size, **options})
+    return TrainingPlan(model, train, val, slides, options)
 
 
 class TrainingPlan:
@@ -292,19 +291,23 @@ class TrainingPlan:
         options: dict[str, Any],
     ):
         self._call, self._options = (model, train, val), {"slides": slides, **options}
-        self._epochs, batch = options["epochs"], options["batch_size"]
-        tried = train.sample(min(len(train), TRIED_BATCHES * batch), random_state=0)
+        self._epochs, self._batch = self._option("epochs"), self._option("batch_size")
+        tried = train.sample(min(len(train), TRIED_BATCHES * self._batch), random_state=0)
         start = time.perf_counter()
         SlideSource(slides).read(tried)
         self.reading = len(tried) / (time.perf_counter() - start)
-        self.network = self._tried(tried, batch)
+        self.network = self._tried(tried, self._batch)
         sizes = [len(table) * int(table["size_px"].iloc[0]) ** 2 * 3 for table in (train, val)]
-        self.in_memory = max(sizes) <= options.get("budget_gb", MEMORY_BUDGET_GB) * 1e9
+        self.in_memory = max(sizes) <= self._option("budget_gb") * 1e9
         self.memory_mb = (psutil.Process().memory_info().rss + self.in_memory * sum(sizes)) / 2**20
         # A validation patch goes forward only, a third of the way of one that is learnt from.
         network_s = (len(train) + len(val) / 3) / self.network * self._epochs
         reads = (len(train) + len(val)) * (1 if self.in_memory else self._epochs)
-        self.seconds = network_s / max(1, options.get("devices", 1)) + reads / self.reading
+        self.seconds = network_s / max(1, self._option("devices")) + reads / self.reading
+
+    def _option(self, name: str) -> Any:
+        """As given, or as `training.fit` has it by default."""
+        return self._options.get(name, inspect.signature(fit).parameters[name].default)
 
     def _tried(self, patches: pd.DataFrame, batch_size: int) -> float:
         """Patches a second of the second epoch over a few, on a copy of the model."""
@@ -337,7 +340,7 @@ class TrainingPlan:
         return [
             ("patches", f"{len(train):,} to learn from, {len(val):,} to validate on, {self._epochs} epochs"),
             ("reading", f"{self.reading:,.0f} patches/s, {once}"),
-            ("network", f"{self.network:,.0f} patches/s, batches of {self._options['batch_size']}"),
+            ("network", f"{self.network:,.0f} patches/s, batches of {self._batch}"),
             ("memory", f"about {self.memory_mb / 1024:.1f} GB"),
             ("time", f"{_duration(self.seconds)} on this machine ({os.cpu_count()} cores)"),
         ]

@@ -111,6 +111,20 @@ def test_what_cannot_be_exported_runs_on_torch():
     np.testing.assert_allclose(run(PATCHES), plain(model), rtol=1e-6)
 
 
+@needs_openvino
+def test_what_openvino_has_no_conversion_of_is_said_in_one_short_line():
+    """Compact bilinear pooling multiplies in the frequency domain; both precisions fail alike."""
+    encoder = load_encoder("efficientnet-lite0-mid-bilinear")
+    with pytest.warns(UserWarning, match="plain torch.* no conversion of .*aten::") as told:
+        run = open_engine(encoder, PATCHES[:4])
+    (message,) = [str(w.message) for w in told]
+    assert "\n" not in message
+    assert len(message) < 200
+    assert message.count("no conversion") == 1
+    assert run.name == "torch fp32"
+    assert all("no conversion of" in line for line in run.refused)
+
+
 def test_without_openvino_everything_runs(monkeypatch):
     def absent():
         raise ImportError("No module named 'openvino'")

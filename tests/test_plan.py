@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,6 +148,23 @@ def test_a_training_is_planned_and_the_model_untouched_till_it_runs(slide):
     assert not streamed.in_memory
     assert streamed.memory_mb < job.memory_mb + 500
     assert "in each epoch" in repr(streamed)
+
+
+def test_a_training_is_planned_with_the_defaults_of_the_training(slide, monkeypatch):
+    grid = patch_grid(slide, size_px=32, mpp=0.5, mask=ALL)[:80]
+    grid["label"] = np.where(np.arange(len(grid)) % 2, "a", "b")
+    usual = {k: p.default for k, p in inspect.signature(fit).parameters.items()}
+    job = plan_training(network(), grid[:60], grid[60:], slides={"s": slide}, accelerator="cpu")
+    assert f"{usual['epochs']} epochs" in repr(job)
+    assert f"batches of {usual['batch_size']}" in repr(job)
+
+    def changed(*call, epochs=3, batch_size=16, budget_gb=0.0, devices=1, **options):
+        return fit(*call, epochs=epochs, batch_size=batch_size, **options)
+
+    monkeypatch.setattr("pathkit.plan.fit", changed)
+    job = plan_training(network(), grid[:60], grid[60:], slides={"s": slide}, accelerator="cpu")
+    for part in ("3 epochs", "batches of 16", "in each epoch"):
+        assert part in repr(job)
 
 
 def test_a_plan_without_a_sample_is_none(slide):

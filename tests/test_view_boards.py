@@ -106,6 +106,16 @@ def test_captions_of_neighbours_do_not_touch(table, slides):
     assert boxes[0].x1 < boxes[1].x0 < boxes[1].x1 < boxes[2].x0
 
 
+def test_captions_are_measured_once(table, slides):
+    calls = []
+    gallery = Gallery(table, slides, caption=lambda row: calls.append(1) or "short", n_cols=2, n_rows=1)
+    gallery._drawn()
+    first = len(calls)
+    gallery.turn(1)
+    gallery._drawn()
+    assert len(calls) - first <= 4  # those of the page
+
+
 def test_lassoed_points_fill_the_gallery_and_are_outlined_on_the_slide_and_back(table, slides):
     xy = np.random.default_rng(1).random((len(table), 2))
     explorer = EmbeddingExplorer(table, xy, slides, colour="label")

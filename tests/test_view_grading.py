@@ -100,6 +100,21 @@ def test_each_pattern_has_its_colour():
     assert [name for name, _ in layer.legend()] == list(PATTERNS)
 
 
+def test_the_legend_says_each_pattern_once(board, monkeypatch):
+    from matplotlib.patches import Patch
+
+    said, made = [], Patch.__init__
+
+    def noted(self, *args, **options):
+        said.append(options.get("label"))
+        made(self, *args, **options)
+
+    monkeypatch.setattr(Patch, "__init__", noted)
+    board._view().snapshot(width_px=400)
+    assert {"pattern 3", "pattern 4", "pattern 5", "pattern: benign"} <= set(said)
+    assert not [s for s in said if s and s.startswith("pattern: pattern")]
+
+
 def test_a_pattern_map_by_hand():
     """Two patches that overlap by half, at 2 µm/px on a slide of 1 µm/px: where both lie, the surer one decides."""
     table = pd.DataFrame({"slide_id": "s", "x_l0": [0, 64], "y_l0": [0, 0], "size_px": 64, "mpp": 2.0})

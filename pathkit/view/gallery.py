@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -208,9 +209,9 @@ class Gallery(Rows):
         value = "" if self.by is None else row[self.by]
         return f"{value:.2f}" if isinstance(value, float) else str(value)
 
-    @property
+    @cached_property
     def _lines(self) -> int:
-        """Lines of the longest caption: 1 or 2."""
+        """Lines of the longest caption: 1 or 2, one height for all pages."""
         return 1 + any("\n" in self._wrapped(self.caption(row)) for _, row in self.table.head(200).iterrows())
 
     def _wrapped(self, caption: str) -> str:

@@ -80,7 +80,9 @@ def draw(viewer: SlideViewer, box_l0: Box, width_px: int) -> bytes:
     view = View(box_l0, width_px, height_px)
     shown = [layer for layer in viewer.layers if layer.visible]
     entries = [
-        (f"{layer.name}: {n}" if layer.name != n else n, c) for layer in shown for n, c in layer.legend()
+        (n if n.startswith(layer.name) else f"{layer.name}: {n}", c)  # not "pattern: pattern 3"
+        for layer in shown
+        for n, c in layer.legend()
     ]
     columns = max(1, width_px // 190)
     foot_px = 24 * -(-len(entries) // columns) + (10 if entries else 0)
