@@ -137,6 +137,16 @@ def test_large_pyramids_have_levels(tmp_path):
         assert [level.downsample for level in slide.levels] == [1, 4]
 
 
+def test_levels_kept_in_a_file_while_they_are_made_are_the_same(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (1100, 4500, 3), dtype=np.uint8)
+    first = synthetic.write_pyramid(pixels, tmp_path / "a.tif", mpp=0.5)
+    monkeypatch.setattr("pathkit.synthetic.pyramid._IN_MEMORY", 0)
+    second = synthetic.write_pyramid(pixels, tmp_path / "b.tif", mpp=0.5)
+    assert len(open_slide(second).levels) == 3
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "b.tif"]
+
+
 def test_a_slide_whose_pixels_fail_half_way_is_not_there(node, tmp_path):
     def read(location, size):
         if location[1] > 0:

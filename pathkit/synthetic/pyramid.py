@@ -7,10 +7,12 @@ Pixels may come from a function, band by band: a slide of any size is written in
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -112,15 +114,27 @@ def write_pyramid(
 
 
 def _reader(pixels: NDArray[np.uint8]) -> Read:
-    return lambda location, size: pixels[
-        location[1] : location[1] + size[1], location[0] : location[0] + size[0]
-    ]
+    def read(location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+        part = pixels[location[1] : location[1] + size[1], location[0] : location[0] + size[0]]
+        if isinstance(pixels, np.memmap):
+            part = np.array(part)
+            _let_go(pixels)
+        return part
+
+    return read
 
 
 def _buffer(shape: tuple[int, int, int], path: Path) -> NDArray[np.uint8]:
     if int(np.prod(shape)) < _IN_MEMORY:
         return np.empty(shape, np.uint8)
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _let_go(pixels: NDArray[np.uint8]) -> None:
+    """Have what stands in a file no longer count as memory of this process."""
+    if isinstance(pixels, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        pixels.flush()
+        cast(mmap.mmap, pixels.base).madvise(mmap.MADV_DONTNEED)
 
 
 def _tiles(
@@ -133,6 +147,7 @@ def _tiles(
         band = np.ascontiguousarray(read((0, top), (width, rows)))
         if below is not None:
             _reduce(band, below, top // factor, factor)
+            _let_go(below)
         for r in range(0, rows, TILE_PX):
             for c in range(0, width, TILE_PX):
                 tile = band[r : r + TILE_PX, c : c + TILE_PX]
