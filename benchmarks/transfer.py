@@ -22,14 +22,13 @@ from tqdm.auto import tqdm
 
 from pathkit.models import keep_memory
 from pathkit.objects import counts, instance_scores
-from pathkit.segmentation import best_scale, separated, targets
+from pathkit.segmentation import SCALES, best_scale, separated, targets
 from pathkit.synthetic.crowds import crowded_fields
 from pathkit.synthetic.fields import nuclei_fields
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "nuclei_instances"
-#: Width of nuclei that the network knows best, and the sizes at which a picture of unknown magnification is tried.
+#: Width of nuclei that the network knows best.
 WIDTH_PX = 20.0
-SCALES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 FIELD_PX, CROP_PX, BATCH = 128, 96, 12
 MPP = (0.25, 0.5)
 

@@ -92,17 +92,22 @@ def test_targets_of_a_disc_rise_to_its_middle():
     assert border[instances == 0].max() == 0
 
 
-def test_objects_that_the_maps_mean_are_trusted_more_than_merged_cut_or_missing_ones():
+def three_discs() -> tuple[np.ndarray, np.ndarray]:
+    """Discs of radius 10, two of which nearly touch, and the maps of a network that knows them."""
     true = np.zeros((60, 90), np.int64)
     rows, cols = np.mgrid[:60, :90]
     for k, (r, c) in enumerate(((20, 20), (20, 41), (40, 70)), start=1):
         true[np.hypot(rows - r, cols - c) < 10] = k
-    maps = np.round(targets(true).astype(float) * 255).astype(np.uint8)
+    return true, np.round(targets(true).astype(float) * 255).astype(np.uint8)
+
+
+def test_objects_that_the_maps_mean_are_trusted_more_than_merged_cut_or_missing_ones():
+    true, maps = three_discs()
     width = 2 * np.sqrt((true == 1).sum() / np.pi)
     best = trusted(maps, true, width_px=width)
     assert best > 0.99
     merged = np.where(true == 2, 1, true)
-    cut = np.where((true == 3) & (rows > 40), 4, true)
+    cut = np.where((true == 3) & (np.arange(60)[:, None] > 40), 4, true)
     missing = np.where(true == 3, 0, true)
     for labels in (merged, cut, missing):
         assert trusted(maps, labels, width_px=width) < best - 0.05
@@ -111,11 +116,7 @@ def test_objects_that_the_maps_mean_are_trusted_more_than_merged_cut_or_missing_
 
 
 def test_the_best_scale_is_the_one_whose_maps_mean_objects_of_the_known_width():
-    true = np.zeros((60, 90), np.int64)
-    rows, cols = np.mgrid[:60, :90]
-    for k, (r, c) in enumerate(((20, 20), (20, 41), (40, 70)), start=1):
-        true[np.hypot(rows - r, cols - c) < 10] = k
-    meant = np.round(targets(true).astype(float) * 255).astype(np.uint8)
+    _, meant = three_discs()
     blurred = np.stack([ndimage.gaussian_filter(m.astype(float), 6) for m in meant]).astype(np.uint8)
     nothing = np.zeros_like(meant)
     maps, width = best_scale({2.0: blurred, 1.0: meant, 0.5: nothing}, width_px=20)
