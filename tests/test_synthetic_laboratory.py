@@ -15,7 +15,10 @@ from pathkit.geometry import Box
 from pathkit.slide import open_slide
 from pathkit.synthetic import fields as fields_module
 from pathkit.synthetic.artefacts import KINDS
-from pathkit.synthetic.tissues import DENSITY_PER_MM2, LABELS, TISSUES
+from pathkit.synthetic.noise import add_noise, noise_rows, smooth_noise
+from pathkit.synthetic.paint import _UNEVEN, _outline, _plain
+from pathkit.synthetic.scanner import _exposed
+from pathkit.synthetic.tissues import CELLS, DENSITY_PER_MM2, LABELS, TISSUES
 from pathkit.tables import read_table
 
 SITE = synthetic.SITES["north"].at(0.5)
@@ -46,6 +49,44 @@ NAMES = ["colon", "unstable", "healthy", "prostate", "breast", "frozen"]
 @pytest.fixture(scope="module")
 def spoilt(organs):
     return synthetic.random_artefacts(organs["colon"], seed=2)
+
+
+# What is faster gives the same --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "mpp"), [(0.9, 1.04), (14.0, 0.25), (900.0, 0.5)])
+def test_noise_of_a_block_is_the_noise_of_each_pixel(scale, mpp):
+    block = np.full((40, 60), 7.0)
+    noise_rows(block, 5, 57, -30.3, 12.7, 100, mpp, scale, 11)
+    for r in range(40):
+        for c in range(5, 57):
+            x, y = -30.3 + (c + 0.5) * mpp, 12.7 + (100 + r + 0.5) * mpp
+            assert block[r, c] == smooth_noise(x / scale, y / scale, 11)
+    assert (block[:, [0, 4, 57, 59]] == 7).all()
+
+
+def test_noise_is_added_as_it_is_made_one_by_one():
+    x, y, weight = np.random.default_rng(2).uniform(-500, 500, (3, 200))
+    out = np.ones(200)
+    add_noise(out, weight, x, y, 5)
+    assert out.tolist() == [1 + w * smooth_noise(a, b, 5) for w, a, b in zip(weight, x, y, strict=True)]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.92, 1.0, 1.08, 2.2])
+def test_the_camera_gives_the_grey_levels_of_its_formula(gamma):
+    light = np.random.default_rng(3).uniform(0, 1.001, (150, 200, 3)).astype(np.float32)
+    light[:2], light[2:4] = 1, 0
+    white = np.array([243, 241, 238], np.float32)
+    wanted = np.clip(np.floor(white * light.astype(float) ** gamma + 0.5), 0, 255)
+    assert np.array_equal(_exposed(light, white, gamma, 0.0, 1, 0, 0), wanted)
+
+
+def test_no_outline_reaches_beyond_where_cells_are_looked_for():
+    rng = np.random.default_rng(4)
+    for shape in {int(cell.shape) for cell in CELLS if _plain(cell.shape)}:
+        for u, v, ragged, texture in rng.uniform((-3, -3, 0, 0), (3, 3, 0.3, 1000), (400, 4)):
+            distance = _outline(u, v, shape, ragged, texture, 9)
+            assert distance >= np.hypot(u, v) - _UNEVEN * ragged - 1e-12
 
 
 # One place, one picture ------------------------------------------------------------------------------------------

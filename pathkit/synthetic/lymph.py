@@ -116,7 +116,8 @@ def _put_follicles(
 ) -> None:
     rows, cols = np.nonzero((depth_um > 120) & (depth_um < min(340.0, 0.6 * largest)))
     n = int(rng.integers(8, 18) * labels.size * MAP_UM**2 / 8e6) + 1
-    wobble = _smooth(rng, labels.shape, 60)
+    wobble = 10 * _smooth(rng, labels.shape, 60)
+    most = float(np.abs(wobble).max())
     taken: list[tuple[float, float, float]] = []
     for _ in range(4 * n):
         if len(taken) >= n or not len(rows):
@@ -126,7 +127,7 @@ def _put_follicles(
         if any(np.hypot(y - b, x - a) < 0.9 * (radius + r) for b, a, r in taken):
             continue
         taken.append((y, x, radius))
-        distance = _distance_um(labels.shape, x, y, rng) + 10 * wobble
+        distance = _distance_um(labels.shape, x, y, rng, radius + most) + wobble
         inside = (distance < radius) & (depth_um > 50)
         labels[inside] = _L["mantle"]
         if rng.random() < 0.65:
@@ -134,14 +135,20 @@ def _put_follicles(
 
 
 def _distance_um(
-    shape: tuple[int, int], x_um: float, y_um: float, rng: np.random.Generator
+    shape: tuple[int, int], x_um: float, y_um: float, rng: np.random.Generator, reach_um: float = 1e6
 ) -> NDArray[np.float64]:
-    """Distance from a point in a frame stretched by up to 1.4 in a random direction: ellipses."""
-    rows, cols = np.indices(shape)
-    y, x = rows * MAP_UM - y_um, cols * MAP_UM - x_um
+    """Distance from a point in a frame stretched by up to 1.4 in a random direction: ellipses. Infinite beyond `reach_um`."""
     tilt, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.4)
+    rows, cols = (
+        slice(max(0, int((at - 1.4 * reach_um) / MAP_UM)), min(n, int((at + 1.4 * reach_um) / MAP_UM) + 2))
+        for at, n in ((y_um, shape[0]), (x_um, shape[1]))
+    )
+    y = np.arange(rows.start, rows.stop)[:, None] * MAP_UM - y_um
+    x = np.arange(cols.start, cols.stop) * MAP_UM - x_um
     u, v = x * np.cos(tilt) + y * np.sin(tilt), -x * np.sin(tilt) + y * np.cos(tilt)
-    return np.hypot(u / stretch, v)
+    distance = np.full(shape, np.inf)
+    distance[rows, cols] = np.hypot(u / stretch, v)
+    return distance
 
 
 def _put_histiocytes(
@@ -160,7 +167,7 @@ def _put_vessels(rng: np.random.Generator, labels: NDArray[np.uint8], depth_um: 
     rows, cols = np.nonzero(depth_um > 80)
     for _ in range(int(rng.integers(8, 20))):
         i = rng.integers(len(rows))
-        distance = _distance_um(labels.shape, cols[i] * MAP_UM, rows[i] * MAP_UM, rng)
+        distance = _distance_um(labels.shape, cols[i] * MAP_UM, rows[i] * MAP_UM, rng, 48.0)
         radius = rng.uniform(10, 38)
         labels[distance < radius + rng.uniform(5, 10)] = _L["vessel wall"]
         labels[distance < radius] = _L["blood"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pathkit.geometry import Box
 from pathkit.synthetic.architecture import DEPTH_UM, Architecture, label
 from pathkit.synthetic.markers import DAB, check_marker
-from pathkit.synthetic.noise import nearest_two, smooth_noise, uniform
+from pathkit.synthetic.noise import add_noise, nearest_two, noise_rows, smooth_noise, uniform
 from pathkit.synthetic.objects import nucleus_array
 from pathkit.synthetic.tissues import (
     CLUMPED,
@@ -43,6 +43,16 @@ __all__ = ["STAINS", "concentrations", "instances"]
 STAINS = ("haematoxylin", "eosin", "dab")
 _MARGIN_UM = 30.0
 _CLEFT = (label("cancer stroma"), label("tumour stroma"))
+#: Rows of a region whose noise is laid down together: it stays in the processor's cache.
+_STRIP = 16
+#: Size of a unit in microns, and what is added to the seed, of the noises by which borders are displaced ...
+_WARP = ((14.0, 1), (4.0, 2), (14.0, 3), (4.0, 4))
+#: ... and of those of the ground: two of grain, crimp of fibres and fibrils, roughness, neighbourhoods, thickness.
+_GROUND = ((2.2, 5), (7.0, 6), (17.0, 25), (17.0, 95), (0.9, 63), (70.0, 26), (900.0, 9))
+#: The most by which noise draws an outline out, as a multiple of its raggedness.
+_UNEVEN = 1.36
+#: Distance of the places at which the direction of fibres is taken, microns.
+_TURN_UM = 48.0
 
 
 def concentrations(
@@ -158,78 +168,102 @@ def _cells_around(
 @numba.njit(cache=True, nogil=True)
 def _paint_ground(out, labels, angle, depth, map_um, ground, frozen, seed, x_um, y_um, mpp):
     rows, cols = out.shape[:2]
+    turns = _turns(angle, map_um, x_um, y_um, cols, rows, mpp)
+    place = np.empty((_STRIP, cols, 2), np.int64)
+    warp = np.empty((len(_WARP), _STRIP, cols), np.float64)
+    noise = np.empty((len(_GROUND), _STRIP, cols), np.float64)
+    fibres = np.empty((_STRIP, cols), np.float64)
+    for top in range(0, rows, _STRIP):
+        height = min(_STRIP, rows - top)
+        left, right = _find_places(place[:height], warp, labels, map_um, seed, x_um, y_um, mpp, top)
+        if left == right:
+            continue
+        for k in range(len(_GROUND)):
+            scale, add = _GROUND[k]
+            noise_rows(noise[k, :height], left, right, x_um, y_um, top, mpp, scale, seed + add)
+        _lay_fibres(
+            fibres, place, noise, labels, ground, turns, seed, x_um, y_um, mpp, top, height, left, right
+        )
+        for r in range(height):
+            y = y_um + (top + r + 0.5) * mpp
+            for c in range(left, right):
+                i, j = place[r, c, 0], place[r, c, 1]
+                label = labels[i, j]
+                if label == 0:
+                    continue
+                x = x_um + (c + 0.5) * mpp
+                haematoxylin, eosin, look = ground[label, 0], ground[label, 1], int(ground[label, 6])
+                wall_um = depth[i, j] * DEPTH_UM
+                if look == FAT:
+                    eosin += _fat_rim(x, y, seed)
+                elif look == EMPTY:  # secretion here and there
+                    eosin += (
+                        0.09
+                        * max(0.0, smooth_noise(x / 22.0, y / 22.0, seed + 10) - 0.25)
+                        * (1 + 0.8 * smooth_noise(x / 2.5, y / 2.5, seed + 5))
+                    )
+                else:
+                    grain = noise[0, r, c] + 0.6 * noise[1, r, c]
+                    fibre = fibres[r, c]
+                    eosin *= max(0.05, 1 + ground[label, 2] * fibre + ground[label, 3] * grain)
+                    eosin *= 1 + 0.3 * noise[4, r, c]
+                    eosin *= 1 + 0.16 * noise[5, r, c]  # whole neighbourhoods are denser or looser
+                    if ground[label, 2] > 0.4 and fibre < -0.62:
+                        eosin *= 0.25  # clefts between fibres
+                    if look == DEBRIS:
+                        dust = smooth_noise(x / 1.5, y / 1.5, seed + 27)
+                        haematoxylin += 0.45 * max(0.0, dust - 0.62) / 0.38
+                        eosin *= 0.75 + 0.5 * max(0.0, smooth_noise(x / 9.0, y / 9.0, seed + 28))
+                    elif look == MUCUS:
+                        haematoxylin *= 0.6 + 0.6 * max(0.0, fibre)
+                    elif look == GOBLET and wall_um > 9:
+                        inside = _vacuole(x, y, seed)
+                        eosin *= 1 - 0.8 * inside
+                        haematoxylin += 0.06 * inside
+                    if (
+                        label in _CLEFT
+                        and -5.0 < wall_um < 0
+                        and smooth_noise(x / 45.0, y / 45.0, seed + 29) > 0.25
+                    ):
+                        eosin *= 0.08  # the tissue has shrunk away from the gland
+                    if label == 11 and smooth_noise(x / 38.0, y / 38.0, seed + 8) > 0.72:
+                        eosin *= 0.15  # lumens of poorly formed glands
+                    haematoxylin *= 1 + 0.5 * grain
+                if frozen:
+                    ice = smooth_noise(x / 16.0, y / 16.0, seed + 61) + 0.6 * smooth_noise(
+                        x / 6.0, y / 6.0, seed + 62
+                    )
+                    if ice > 0.72:
+                        eosin *= 0.12
+                        haematoxylin *= 0.3
+                thickness = 1 + 0.12 * noise[6, r, c]
+                out[top + r, c, 0] = max(0.0, haematoxylin * thickness)
+                out[top + r, c, 1] = max(0.0, eosin * thickness)
+
+
+@numba.njit(cache=True, nogil=True)
+def _find_places(place, warp, labels, map_um, seed, x_um, y_um, mpp, top):
+    """Row and column of the map for each pixel of a strip, and the columns from and to which it shows tissue.
+
+    The lookup is displaced by noise, so that borders are neither knives nor stairs.
+    """
+    height, cols = place.shape[:2]
     coarse, fine = 1.25 * map_um, 0.5 * map_um
-    for r in range(rows):
-        y = y_um + (r + 0.5) * mpp
+    for k in range(len(_WARP)):
+        scale, add = _WARP[k]
+        noise_rows(warp[k, :height], 0, cols, x_um, y_um, top, mpp, scale, seed + add)
+    left, right = cols, 0
+    for r in range(height):
+        y = y_um + (top + r + 0.5) * mpp
         for c in range(cols):
             x = x_um + (c + 0.5) * mpp
-            # Displace the lookup, so that borders are neither knives nor stairs.
-            shift_x = coarse * smooth_noise(x / 14.0, y / 14.0, seed + 1) + fine * smooth_noise(
-                x / 4.0, y / 4.0, seed + 2
-            )
-            shift_y = coarse * smooth_noise(x / 14.0, y / 14.0, seed + 3) + fine * smooth_noise(
-                x / 4.0, y / 4.0, seed + 4
-            )
+            shift_x = coarse * warp[0, r, c] + fine * warp[1, r, c]
+            shift_y = coarse * warp[2, r, c] + fine * warp[3, r, c]
             i, j = _place_in_map(labels, (y + shift_y) / map_um, (x + shift_x) / map_um)
-            label = labels[i, j]
-            if label == 0:
-                continue
-            haematoxylin, eosin, look = ground[label, 0], ground[label, 1], int(ground[label, 6])
-            wall_um = depth[i, j] * DEPTH_UM
-            if look == FAT:
-                eosin += _fat_rim(x, y, seed)
-            elif look == EMPTY:  # secretion here and there
-                eosin += (
-                    0.09
-                    * max(0.0, smooth_noise(x / 22.0, y / 22.0, seed + 10) - 0.25)
-                    * (1 + 0.8 * smooth_noise(x / 2.5, y / 2.5, seed + 5))
-                )
-            else:
-                grain = smooth_noise(x / 2.2, y / 2.2, seed + 5) + 0.6 * smooth_noise(
-                    x / 7.0, y / 7.0, seed + 6
-                )
-                fibre = 0.0
-                if ground[label, 2] > 0:
-                    fibre = _fibre(angle, map_um, x, y, ground[label, 4], ground[label, 5], seed)
-                    if ground[label, 2] > 0.4:  # fibrils within fibres
-                        fibre += 0.32 * _fibre(
-                            angle, map_um, x, y, 0.5 * ground[label, 4], 0.3 * ground[label, 5], seed + 70
-                        )
-                eosin *= max(0.05, 1 + ground[label, 2] * fibre + ground[label, 3] * grain)
-                eosin *= 1 + 0.3 * smooth_noise(x / 0.9, y / 0.9, seed + 63)
-                # Whole neighbourhoods are denser or looser.
-                eosin *= 1 + 0.16 * smooth_noise(x / 70.0, y / 70.0, seed + 26)
-                if ground[label, 2] > 0.4 and fibre < -0.62:
-                    eosin *= 0.25  # clefts between fibres
-                if look == DEBRIS:
-                    dust = smooth_noise(x / 1.5, y / 1.5, seed + 27)
-                    haematoxylin += 0.45 * max(0.0, dust - 0.62) / 0.38
-                    eosin *= 0.75 + 0.5 * max(0.0, smooth_noise(x / 9.0, y / 9.0, seed + 28))
-                elif look == MUCUS:
-                    haematoxylin *= 0.6 + 0.6 * max(0.0, fibre)
-                elif look == GOBLET and wall_um > 9:
-                    inside = _vacuole(x, y, seed)
-                    eosin *= 1 - 0.8 * inside
-                    haematoxylin += 0.06 * inside
-                if (
-                    label in _CLEFT
-                    and -5.0 < wall_um < 0
-                    and smooth_noise(x / 45.0, y / 45.0, seed + 29) > 0.25
-                ):
-                    eosin *= 0.08  # the tissue has shrunk away from the gland
-                if label == 11 and smooth_noise(x / 38.0, y / 38.0, seed + 8) > 0.72:
-                    eosin *= 0.15  # lumens of poorly formed glands
-                haematoxylin *= 1 + 0.5 * grain
-            if frozen:
-                ice = smooth_noise(x / 16.0, y / 16.0, seed + 61) + 0.6 * smooth_noise(
-                    x / 6.0, y / 6.0, seed + 62
-                )
-                if ice > 0.72:
-                    eosin *= 0.12
-                    haematoxylin *= 0.3
-            thickness = 1 + 0.12 * smooth_noise(x / 900.0, y / 900.0, seed + 9)
-            out[r, c, 0] = max(0.0, haematoxylin * thickness)
-            out[r, c, 1] = max(0.0, eosin * thickness)
+            place[r, c, 0], place[r, c, 1] = i, j
+            if labels[i, j]:
+                left, right = min(left, c), max(right, c + 1)
+    return min(left, right), right
 
 
 @numba.njit(cache=True, nogil=True)
@@ -260,30 +294,80 @@ def _place_in_map(labels, row, col):
 
 
 @numba.njit(cache=True, nogil=True)
-def _fibre(angle, map_um, x, y, length_um, width_um, seed):
-    """Noise drawn out along the fibres, [-1, 1] or a little more.
+def _turns(angle, map_um, x_um, y_um, cols, rows, mpp):
+    """(J, I, 2) cosine and sine of the fibres' direction at the lattice around a region, and its first column and row."""
+    i0, j0 = int(np.floor((x_um + 0.5 * mpp) / _TURN_UM)), int(np.floor((y_um + 0.5 * mpp) / _TURN_UM))
+    i1, j1 = int(np.floor((x_um + cols * mpp) / _TURN_UM)), int(np.floor((y_um + rows * mpp) / _TURN_UM))
+    turns = np.empty((j1 - j0 + 2, i1 - i0 + 2, 2), np.float64)
+    for j in range(turns.shape[0]):
+        for i in range(turns.shape[1]):
+            r = min(max(int((j0 + j) * _TURN_UM / map_um), 0), angle.shape[0] - 1)
+            c = min(max(int((i0 + i) * _TURN_UM / map_um), 0), angle.shape[1] - 1)
+            turns[j, i, 0], turns[j, i, 1] = np.cos(angle[r, c]), np.sin(angle[r, c])
+    return turns, i0, j0
 
-    Directions are taken at a lattice of 48 µm and the noises blended: turned by an angle that changes from place to place,
+
+@numba.njit(cache=True, nogil=True)
+def _lay_fibres(out, place, noise, labels, ground, turns, seed, x_um, y_um, mpp, top, height, left, right):
+    """Fibres and, where there are many, the fibrils within them, for the columns `left` to `right` of a strip."""
+    n = right - left
+    many, length_um, width_um = np.empty(n), np.empty(n), np.empty(n)
+    fibrils = np.empty(n)
+    for r in range(height):
+        y = y_um + (top + r + 0.5) * mpp
+        for c in range(n):
+            label = labels[place[r, left + c, 0], place[r, left + c, 1]]
+            many[c], length_um[c], width_um[c] = ground[label, 2], ground[label, 4], ground[label, 5]
+        most, fibres = many.max(), out[r, left:right]
+        if most > 0:
+            _fibres(fibres, noise[2, r, left:right], length_um, width_um, turns, x_um, y, left, mpp, seed + 7)
+        if most > 0.4:
+            length_um *= 0.5
+            width_um *= 0.3
+            _fibres(
+                fibrils, noise[3, r, left:right], length_um, width_um, turns, x_um, y, left, mpp, seed + 77
+            )
+        for c in range(n):
+            if many[c] <= 0:
+                fibres[c] = 0.0
+            elif many[c] > 0.4:
+                fibres[c] += 0.32 * fibrils[c]
+
+
+@numba.njit(cache=True, nogil=True)
+def _fibres(out, crimp, length_um, width_um, turns, x_um, y, col, mpp, seed):
+    """Noise drawn out along the fibres, [-1, 1] or a little more, for a row of pixels that begins with `col`.
+
+    Directions are taken at a lattice and the noises blended: turned by an angle that changes from place to place,
     coordinates far from the origin would be torn.
     """
-    step = 48.0
-    i0, j0 = int(np.floor(x / step)), int(np.floor(y / step))
-    u, v = x / step - i0, y / step - j0
-    u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
-    crimp = 0.9 * width_um * smooth_noise(x / 17.0, y / 17.0, seed + 25)
-    total, square = 0.0, 0.0
+    n, (table, i0, j0) = len(out), turns
+    square, weight, along, across = np.zeros(n), np.empty(n), np.empty(n), np.empty(n)
+    x, u, left = np.empty(n), np.empty(n), np.empty(n, np.int64)
+    for c in range(n):
+        x[c] = x_um + (col + c + 0.5) * mpp
+        left[c] = int(np.floor(x[c] / _TURN_UM))
+        u[c] = x[c] / _TURN_UM - left[c]
+        u[c] = u[c] * u[c] * (3 - 2 * u[c])
+        out[c] = 0
+    top = int(np.floor(y / _TURN_UM))
+    v = y / _TURN_UM - top
+    v = v * v * (3 - 2 * v)
+    cos, sin = np.empty(n), np.empty(n)
     for j in range(2):
         for i in range(2):
-            weight = (u if i else 1 - u) * (v if j else 1 - v)
-            if weight < 0.02:
-                continue
-            r = min(max(int((j0 + j) * step / map_um), 0), angle.shape[0] - 1)
-            c = min(max(int((i0 + i) * step / map_um), 0), angle.shape[1] - 1)
-            cos, sin = np.cos(angle[r, c]), np.sin(angle[r, c])
-            along, across = cos * x + sin * y, -sin * x + cos * y + crimp
-            total += weight * smooth_noise(along / length_um, across / width_um, seed + 7)
-            square += weight * weight
-    return total / np.sqrt(square)
+            for c in range(n):
+                at_j, at_i = top - j0 + j, left[c] - i0 + i
+                cos[c], sin[c] = table[at_j, at_i, 0], table[at_j, at_i, 1]
+            for c in range(n):
+                share = (u[c] if i else 1 - u[c]) * (v if j else 1 - v)
+                weight[c] = share if share >= 0.02 else 0.0
+                square[c] += weight[c] * weight[c]
+                along[c] = (cos[c] * x[c] + sin[c] * y) / length_um[c]
+                across[c] = (-sin[c] * x[c] + cos[c] * y + 0.9 * width_um[c] * crimp[c]) / width_um[c]
+            add_noise(out, weight, along, across, seed)
+    for c in range(n):
+        out[c] /= np.sqrt(square[c])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -308,6 +392,12 @@ def _vacuole(x, y, seed):
                 radius = 4.2 + 1.8 * uniform(i, j, seed + 36)
                 inside = max(inside, min(1.0, max(0.0, (radius - np.sqrt(dx * dx + dy * dy)) / 1.2)))
     return inside
+
+
+@numba.njit(cache=True, nogil=True)
+def _plain(shape):
+    """Whether an outline is an ellipse but for its unevenness."""
+    return shape in (ELLIPSE, SMOOTH, CLUMPED, RED_DISC, GRANULES)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -366,12 +456,19 @@ def _paint_cells(out, cells, looks, mode, dab, seed, x_um, y_um, mpp):
         open_chromatin = shape == ELLIPSE and strength < 0.92
         nucleolus = look[10] * 1000 > (texture * 7) % 1000
         brown = dab[int(level)] * (0.85 + 0.3 * (texture % 7) / 7)
+        edge = body * short_um if shape in (ELLIPSE, SMOOTH) else body * max(3.0, short_um)
+        plain, uneven = _plain(shape), _UNEVEN * look[9]
         for r in range(r0, r1):
             dy = y_um + (r + 0.5) * mpp - cy
             for c in range(c0, c1):
                 dx = x_um + (c + 0.5) * mpp - cx
                 a, b = dx * cos + dy * sin, -dx * sin + dy * cos
                 u, v = a / long_um, b / short_um
+                if plain:
+                    least = np.sqrt(u * u + v * v) - uneven
+                    round_um = least * short_um if shape == ELLIPSE else np.sqrt(a * a + b * b)
+                    if least >= 1 + soft and (mode != 0 or round_um >= edge):
+                        continue  # neither nucleus nor cytoplasm, whatever the outline
                 distance = _outline(u, v, shape, look[9], texture, seed)
                 if shape == RED_DISC:
                     if distance < 1:
@@ -386,7 +483,6 @@ def _paint_cells(out, cells, looks, mode, dab, seed, x_um, y_um, mpp):
                     continue
                 # Cytoplasm reaches as far all round, whatever the shape of the nucleus.
                 around = np.sqrt(a * a + b * b) if shape != ELLIPSE else distance * short_um
-                edge = body * short_um if shape in (ELLIPSE, SMOOTH) else body * max(3.0, short_um)
                 if around < edge and mode == 0:
                     cytoplasm = look[7] * min(1.0, (edge - around) * 0.7)
                     if shape in (ELLIPSE, SMOOTH, FRAGMENTS):

@@ -23,6 +23,8 @@ from pathkit.synthetic.paint import concentrations
 __all__ = ["SITES", "Site", "expose", "scan", "slide_stains"]
 
 _MARGIN_PX = 8
+#: Steps of the table of the camera's gamma, and the light below which it is too coarse.
+_CURVE, _DARK = 4096, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,9 +264,15 @@ def _transmitted(stain, vectors):
 
 @numba.njit(cache=True, nogil=True)
 def _exposed(light, white, gamma, noise, seed, x0, y0):
-    """Grey levels with the camera's gamma and noise; the noise of a pixel depends on its place alone."""
+    """Grey levels with the camera's gamma and noise; the noise of a pixel depends on its place alone.
+
+    The power is looked up in a table, and computed where the error of that could decide between two grey levels.
+    """
     rows, cols = light.shape[:2]
     out = np.empty((rows, cols, 3), np.uint8)
+    curve = (np.arange(_CURVE + 3) / _CURVE) ** gamma  # light may pass 1 by a rounding
+    bend = abs(gamma * (gamma - 1)) * max(_DARK ** (gamma - 2), 1.0)
+    doubt = 2 * white.max() * bend / (8 * _CURVE**2) + 1e-6
     for r in range(rows):
         for c in range(cols):
             bits = hashed(x0 + c, y0 + r, seed + 51)
@@ -273,6 +281,13 @@ def _exposed(light, white, gamma, noise, seed, x0, y0):
                 deviate = (
                     ((bits >> (8 * k)) & 255) / 255.0 + ((bits >> (8 * ((k + 1) % 4))) & 255) / 255.0 - 1.0
                 )
-                value = white[k] * light[r, c, k] ** gamma + 2.45 * noise * deviate
+                here, sure, value = light[r, c, k], False, 0.0
+                if _DARK < here < 1 + 1 / _CURVE:
+                    i = int(here * _CURVE)
+                    power = curve[i] + (here * _CURVE - i) * (curve[i + 1] - curve[i])
+                    value = white[k] * power + 2.45 * noise * deviate
+                    sure = abs(value - np.floor(value) - 0.5) > doubt
+                if not sure:
+                    value = white[k] * here**gamma + 2.45 * noise * deviate
                 out[r, c, k] = min(255, max(0, int(value + 0.5)))
     return out
