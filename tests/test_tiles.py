@@ -454,3 +454,11 @@ def test_memory_for_tiles_is_handed_out_once(monkeypatch):
     for n, tile in enumerate(tiles):
         tile[:] = n
     assert [(t == n).all() for n, t in enumerate(tiles)] == [True] * 8
+
+
+@pytest.mark.parametrize("shape", [(256, 256, 3), (240, 240, 3), (7, 5, 3)])
+def test_memory_for_tiles_begins_where_the_decoder_writes_through_the_cache(shape):
+    cache = TileCache(10_000_000)
+    tiles = [cache.fresh(shape) for _ in range(40)]
+    assert {tile.ctypes.data % 32 for tile in tiles} == {16}
+    assert all(tile.flags.c_contiguous and tile.shape == shape for tile in tiles)
