@@ -202,7 +202,7 @@ if hasattr(os, "register_at_fork"):
 def _chosen(network: nn.Module, sample: RGB, asked: str) -> Engine:
     """The first candidate that agrees."""
     sample = sample[:N_COMPARED]
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     candidates = _candidates(network, sample, asked)
     expected = _TorchEngine(network)(sample) if candidates else None
     for name, make in candidates:
@@ -210,17 +210,19 @@ def _chosen(network: nn.Module, sample: RGB, asked: str) -> Engine:
             engine = make()
             difference = _difference(network, engine, sample, expected)
         except Exception as error:  # an export fails in as many ways as there are layers
-            refused.append(f"{name}: {_reason(error)}")
+            refused[name] = _reason(error)
             continue
         allowed = PROBABILITY_TOLERANCE if isinstance(network, PatchClassifier) else FEATURE_TOLERANCE
         if difference <= allowed:
-            engine.difference, engine.refused = difference, tuple(refused)
+            engine.difference, engine.refused = difference, _lines(refused)
             return engine
-        refused.append(f"{name}: differs from torch float32 by {difference:.3g}, allowed are {allowed:g}")
+        refused[name] = f"differs from torch float32 by {difference:.3g}, allowed are {allowed:g}"
     if asked.startswith("openvino"):
-        raise EngineError(f"OpenVINO does not run this network: {'; '.join(refused)}. Use engine='torch'.")
+        raise EngineError(
+            f"OpenVINO does not run this network: {'; '.join(_lines(refused))}. Use engine='torch'."
+        )
     fallback = _TorchEngine(network)
-    fallback.refused = tuple(refused)
+    fallback.refused = _lines(refused)
     if refused:
         message = f"inference runs on plain torch, which is slower, since {_once_each(refused)}."
         warnings.warn(message, stacklevel=4)
@@ -236,11 +238,14 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _once_each(refused: list[str]) -> str:
+def _lines(refused: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}: {reason}" for name, reason in refused.items())
+
+
+def _once_each(refused: dict[str, str]) -> str:
     """Candidates that were refused for one reason stand before it together."""
     names: dict[str, list[str]] = {}
-    for line in refused:
-        name, _, reason = line.partition(": ")
+    for name, reason in refused.items():
         names.setdefault(reason, []).append(name)
     return "; ".join(f"{' and '.join(n)}: {reason}" for reason, n in names.items())
 

@@ -521,13 +521,14 @@ def remix(x: Any, mix: Any, *, white: Any = 255.0, target_white: Any = None, shi
         return torch.as_tensor(np.asarray(values, np.float32), device=x.device).expand(3).view(1, 3, 1, 1) + 1
 
     mix = torch.as_tensor(mix, dtype=torch.float32, device=x.device).expand(len(x), 3, 3)
-    density = -torch.log((x.float() + 1) / column(white))
-    density = torch.einsum("nchw,nck->nkhw", density, mix)
+    # In place, and the density with its sign turned: on a CPU each further tensor of a batch's size is half a millisecond.
+    light = x.float().add(1).div_(column(white)).log_()
+    light = torch.einsum("nchw,nck->nkhw", light, mix)
     if shift is not None:
         shift = torch.as_tensor(shift, dtype=torch.float32, device=x.device)
-        density = density + float(np.log(10)) * shift[:, :, None, None]
+        light = light - float(np.log(10)) * shift[:, :, None, None]
     after = column(white if target_white is None else target_white)
-    return (after * torch.exp(-density) - 1).clamp(0, 255)
+    return light.exp_().mul_(after).sub_(1).clamp_(0, 255)
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,6 @@ def _buffer(shape: tuple[int, int, int], path: Path) -> NDArray[np.uint8]:
 def _let_go(pixels: NDArray[np.uint8]) -> None:
     """Have what stands in a file no longer count as memory of this process."""
     if isinstance(pixels, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        pixels.flush()
         cast(mmap.mmap, pixels.base).madvise(mmap.MADV_DONTNEED)
 
 
