@@ -24,9 +24,11 @@ import time
 import warnings
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -51,6 +53,8 @@ WORTH_PIXELS = 1_000 * 128 * 128
 #: Pixels from which on batch sizes are tried out.
 WORTH_TUNING_PIXELS = 10 * WORTH_PIXELS
 BATCH_SIZES = (8, 16, 32, 64)
+#: Batches that OpenVINO works on at the same time, at most; each holds memory of its own.
+MOST_STREAMS = 4
 #: Patches on which engines are compared.
 N_COMPARED = 32
 NAMES = ("auto", "openvino", "torch")
@@ -78,6 +82,8 @@ class Engine(ABC):
     name: str
     #: Whether `start` only queues the work, so that the next batch may be started before the output is asked for.
     queues: bool = False
+    #: Batches that it works on at the same time.
+    at_once: int = 1
     batch_size: int = 32
     difference: float = 0.0
     refused: tuple[str, ...] = ()
@@ -295,13 +301,13 @@ def _fastest_batch(engine: Engine, sample: RGB) -> int:
     best, best_rate = engine.batch_size, 0.0
     for size in BATCH_SIZES:
         engine.batch_size = size
-        batch = np.resize(sample, (size, *sample.shape[1:]))
+        batch = np.resize(sample, (size * engine.at_once, *sample.shape[1:]))
         seconds = []
         for _ in range(3):  # the first warms up
             start = time.perf_counter()
             engine(batch)
             seconds.append(time.perf_counter() - start)
-        rate = size / min(seconds[1:])
+        rate = len(batch) / min(seconds[1:])
         if rate > 1.03 * best_rate:
             best, best_rate = size, rate
     return best
@@ -376,46 +382,87 @@ def sent(batch: Sequence[Tensor], copies: torch.cuda.Stream) -> list[Tensor]:
 
 
 class _OpenVinoEngine(Engine):
-    """A network exported once and compiled for a batch and for a quarter of it, which serves what is left over."""
+    """A network exported once and compiled for a batch and for a quarter of it, which serves what is left over.
+
+    Each thread works on a batch of its own: where several share one, a small network makes them wait for each other at every
+    layer.
+    """
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], precision: str):
         self.name = f"openvino {precision}"
         self._precision, self._shape = precision, shape
         self._exported = _exported(network, shape)
-        self._compiled: dict[int, Any] = {}
+        self._slots: dict[int, deque[_Slot]] = {}
+        self.at_once, self.queues = min(MOST_STREAMS, torch.get_num_threads()), True
 
     def start(self, prepared: RGB) -> Callable[[], Output]:
         _check_threads()
         small = max(1, self.batch_size // 4)
-        outputs: list[Output] = []
+        used: list[tuple[_Slot, _Going]] = []
         at = 0
         while at < len(prepared):
             size = self.batch_size if len(prepared) - at > 3 * small else small
             batch = prepared[at : at + size]
-            missing = size - len(batch)
-            if missing:
-                batch = np.concatenate([batch, np.zeros((missing, *self._shape), np.uint8)])
-            request = self._request(size)
-            # Copied, since the request's own memory is filled again by the next batch.
-            outputs.append(
-                np.array(request.infer([np.ascontiguousarray(batch)], share_inputs=True)[0])[: size - missing]
-            )
+            n = len(batch)
+            if n < size:
+                batch = np.concatenate([batch, np.zeros((size - n, *self._shape), np.uint8)])
+            slot = self._slot(size)
+            used.append((slot, slot.start(np.ascontiguousarray(batch), n)))
             at += size
-        output = np.concatenate(outputs).astype(np.float32, copy=False)
-        return lambda: output
 
-    def _request(self, size: int) -> Any:
-        if size not in self._compiled:
+        def wait() -> Output:
+            for slot, going in used:
+                if going.output is None:
+                    slot.finish()
+            return np.concatenate([cast(Output, going.output) for _, going in used])
+
+        return wait
+
+    def _slot(self, size: int) -> _Slot:
+        """The one that was started first."""
+        if size not in self._slots:
             model = self._exported.clone()
             model.reshape([size, *self._shape])
             options = {
                 "INFERENCE_PRECISION_HINT": self._precision,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": self.at_once,
                 "ENABLE_CPU_PINNING": False,  # two processes would be pinned to the same cores
             }
-            self._compiled[size] = _core().compile_model(model, "CPU", options).create_infer_request()
-        return self._compiled[size]
+            compiled = _core().compile_model(model, "CPU", options)
+            self._slots[size] = deque(_Slot(compiled.create_infer_request()) for _ in range(self.at_once))
+        self._slots[size].rotate(-1)
+        return self._slots[size][-1]
+
+
+@dataclass
+class _Going:
+    """A batch under way: its pixels, which must live as long, how many of them count, and in the end the output."""
+
+    pixels: RGB
+    n: int
+    output: Output | None = None
+
+
+class _Slot:
+    """A request of OpenVINO, whose memory the next batch fills again."""
+
+    def __init__(self, request: Any):
+        self._request, self._going = request, cast(_Going | None, None)
+
+    def start(self, pixels: RGB, n: int) -> _Going:
+        """Begin a batch; the one before is finished first."""
+        self.finish()
+        self._request.start_async([pixels], share_inputs=True)
+        self._going = _Going(pixels, n)
+        return self._going
+
+    def finish(self) -> None:
+        """Wait for the batch under way, if there is one, and take its output."""
+        going, self._going = self._going, None
+        if going is not None:
+            self._request.wait()
+            going.output = np.array(self._request.get_output_tensor(0).data[: going.n], np.float32)
 
 
 class _FromPixels(nn.Module):

@@ -54,6 +54,24 @@ def test_a_patch_has_one_answer_in_whatever_batch(n):
 
 
 @needs_openvino
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_work_that_was_begun_together_is_kept_apart(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        run = open_engine(network(), PATCHES, engine="openvino", batch_size=4)
+        alone = run(PATCHES)
+        parts = [slice(0, 5), slice(5, 6), slice(6, 29), slice(29, 41)]
+        waits = [run.start(run.prepare(PATCHES[part].copy())) for part in parts]
+        # In whatever order they are asked for, and although each of them needs the same few requests again.
+        for k in (2, 0, 3, 1):
+            np.testing.assert_array_equal(waits[k](), alone[parts[k]])
+        assert run.at_once == min(threads, engines.MOST_STREAMS)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_openvino
 def test_features_agree():
     encoder = load_encoder("colour")
     run = open_engine(encoder, PATCHES, engine="openvino")
