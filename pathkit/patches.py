@@ -437,12 +437,17 @@ class SlideSource:
 
     def read(self, patches: pd.DataFrame, *, threads: int | None = None) -> NDArray[np.uint8]:
         """(N, H, W, 3) uint8 of patches of any slides, in their order."""
-        size = int(patches["size_px"].iloc[0])
+        ids = patches["slide_id"].to_numpy()
+        columns = {c: patches[c].to_numpy() for c in ("x_l0", "y_l0", "size_px", "mpp")}
+        size = int(columns["size_px"][0])
         out = np.empty((len(patches), size, size, 3), np.uint8)
+        if (ids == ids[0]).all() and (columns["mpp"] == columns["mpp"][0]).all():
+            return self[str(ids[0])].read_patches(columns, out=out, threads=threads)
         for (slide_id, _), rows in patches.groupby(
             ["slide_id", "mpp"], observed=True, sort=False
         ).indices.items():
-            out[rows] = self[str(slide_id)].read_patches(patches.iloc[rows], threads=threads)
+            part = {c: values[rows] for c, values in columns.items()}
+            out[rows] = self[str(slide_id)].read_patches(part, threads=threads)
         return out
 
 

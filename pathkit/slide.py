@@ -84,10 +84,9 @@ class Level:
 
 
 class PatchRows(Protocol):
-    """Rows of a patch table: a DataFrame, or anything with these columns."""
+    """Rows of a patch table: a DataFrame, or a mapping of column to array, which is quicker to look into."""
 
     def __getitem__(self, column: str, /) -> Any: ...
-    def __len__(self) -> int: ...
 
 
 def open_slide(
@@ -296,7 +295,7 @@ class Slide:
 
         Parameters
         ----------
-        patches : DataFrame
+        patches : DataFrame, or mapping of column to array
             Columns x_l0, y_l0, size_px, mpp; one size_px and one mpp.
         out : (N, size_px, size_px, 3) uint8 array, optional
             Filled in place and returned, so that one buffer serves all batches.
@@ -307,7 +306,7 @@ class Slide:
         -------
         (N, size_px, size_px, 3) uint8 array
         """
-        x_l0, y_l0 = np.asarray(patches["x_l0"]), np.asarray(patches["y_l0"])
+        x_l0, y_l0 = _column(patches, "x_l0"), _column(patches, "y_l0")
         size_px = int(_only_value(patches, "size_px"))
         mpp = float(_only_value(patches, "mpp"))
         shape = (len(x_l0), size_px, size_px, 3)
@@ -324,21 +323,22 @@ class Slide:
         factor, at_once = _read_at_once(reader, level, x_lv, y_lv, step, size_px)
         if at_once.any():
             x, y = (np.rint(v[at_once]).astype(np.int64) // factor for v in (x_lv, y_lv))
-            every = at_once.all()
-            pixels = batch if every else np.empty((len(x), *shape[1:]), np.uint8)
+            in_place = at_once.all() and batch.flags.c_contiguous
+            pixels = batch if in_place else np.empty((len(x), *shape[1:]), np.uint8)
             reader.read_patches(index, x, y, pixels, factor, spread)
-            if not every:
+            if not in_place:
                 batch[at_once] = pixels
+            if at_once.all():
+                return batch
         # Row of tiles after row of tiles, so that neighbours find their tiles in the cache.
         order = np.lexsort((x_lv, y_lv // reader.row_px(index)))
-
         rest = order[~at_once[order]]
 
         def read(rows: NDArray[np.intp]) -> None:
             for row in rows:
                 _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
 
-        spread(read, np.array_split(rest, -(-len(rest) // 8)) if len(rest) else [])
+        spread(read, np.array_split(rest, -(-len(rest) // 8)))
         return batch
 
     def thumbnail(self, max_size_px: int = 1024) -> RGB:
@@ -397,26 +397,29 @@ if hasattr(os, "register_at_fork"):
 
 
 def _spread(threads: int, work: Callable[[Any], None], items: Sequence[Any]) -> None:
-    """Call `work` for each item; whichever of the threads is free takes the next."""
+    """Call `work` for each item; whichever of the threads is free takes the next.
+
+    They begin at both ends, since neighbouring tiles share patches, and two processors would write to the same lines of memory.
+    """
     left = deque(items)
 
-    def some() -> None:
+    def some(take: Callable[[], Any]) -> None:
         while True:
             try:
-                item = left.popleft()
+                item = take()
             except IndexError:  # another thread may take the last one at any moment
                 return
             work(item)
 
     helpers = min(threads, len(left)) - 1
     if helpers < 1:
-        some()
+        some(left.popleft)
         return
     if helpers not in _POOLS:
         _POOLS[helpers] = ThreadPoolExecutor(helpers, thread_name_prefix="pathkit-read")
-    others = [_POOLS[helpers].submit(some) for _ in range(helpers)]
+    others = [_POOLS[helpers].submit(some, (left.pop, left.popleft)[i % 2]) for i in range(helpers)]
     try:
-        some()
+        some(left.popleft)
     finally:
         left.clear()  # after an error nobody begins another
         wait(others)
@@ -887,11 +890,17 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def _column(patches: PatchRows, column: str) -> NDArray[Any]:
+    values = patches[column]
+    # NumPy would first look for attributes that a column of pandas is slow to say it has not.
+    return values.to_numpy() if hasattr(values, "to_numpy") else np.asarray(values)
+
+
 def _only_value(patches: PatchRows, column: str) -> Any:
-    values = np.unique(np.asarray(patches[column]))
-    if len(values) != 1:
+    values = _column(patches, column)
+    if not len(values) or (values != values[0]).any():
         raise ValueError(
-            f"read_patches: one {column} per call, got {values.tolist()[:5] or 'an empty table'}. Read each group of"
+            f"read_patches: one {column} per call, got {np.unique(values).tolist()[:5] or 'an empty table'}. Read each group of"
             f" patches.groupby({column!r}) on its own."
         )
     return values[0]

@@ -303,6 +303,7 @@ class JpegTiles:
         ----------
         x, y : (N,) int64
         out : (N, H, W, 3) uint8
+            C-contiguous.
         spread : callable
             ``spread(work, tiles)`` calls ``work(tile)`` for each, in threads or not.
 
@@ -311,41 +312,33 @@ class JpegTiles:
         TileError
             As `read`; its ``box`` is the (x, y, width, height) of the tile in pixels of the level.
         """
+        from pathkit.pieces import copy_pieces, lay_out
+
         stored = self.levels[level]
         wide, high = stored.tile[0] // factor, stored.tile[1] // factor
-        plain = out.flags.c_contiguous
+        height, width = out.shape[1:3]
+        # Of a patch that is a tile by itself.
+        whole = [0, high, 0, wide] * 2 if (height, width) == (high, wide) and factor == 1 else None
 
         def work(pieces: NDArray[np.int64]) -> None:
-            index, rows = int(pieces[0, 0]), pieces[:, 1:].tolist()
-
-            def copy(tile: RGB) -> None:
-                for i, top, bottom, left, right, row0, row1, col0, col1 in rows:
-                    part, place = tile[row0:row1, col0:col1], out[i, top:bottom, left:right]
-                    if plain:
-                        cv2.copyTo(part, None, place)  # type: ignore[call-overload]  # a third faster than NumPy
-                    else:
-                        place[:] = part
-
-            key, make = (
-                (self._number, level, factor, index),
-                partial(self._make, level, index, factor, missing),
-            )
-            is_patch = out.shape[1:3] == (high, wide) and [row[1:] for row in rows] == [
-                [0, high, 0, wide] * 2
-            ]
+            index, patch, *piece = pieces[0].tolist()
+            key = (self._number, level, factor, index)
             try:
-                if is_patch and factor == 1 and stored.counts[index] and key not in CACHE:
-                    place = out[rows[0][0]]
-                    tile = self.decode(level, index, 1, place)
-                    if not np.may_share_memory(tile, place):
-                        place[:] = tile
+                if len(pieces) == 1 and piece == whole and stored.counts[index] and key not in CACHE:
+                    tile = self.decode(level, index, 1, out[patch])
+                    if not np.may_share_memory(tile, out[patch]):
+                        out[patch] = tile
                 else:
-                    CACHE.use(key, make, copy)
+                    CACHE.use(
+                        key,
+                        partial(self._make, level, index, factor, missing),
+                        lambda tile: copy_pieces(pieces, tile, out),
+                    )
             except TileError as error:
                 error.box = (*stored.place(index), *stored.tile)
                 raise
 
-        spread(work, _pieces(stored, x, y, out.shape[1:3], factor))
+        spread(work, lay_out(x, y, (height, width), (wide, high), stored.across))
 
     def _make(
         self,
@@ -438,37 +431,6 @@ class JpegTiles:
         if len(data) < count:
             raise TileError(f"the file ends within a tile, {count - len(data)} bytes short")
         return data
-
-
-def _pieces(
-    stored: JpegLevel, x: NDArray[np.int64], y: NDArray[np.int64], size: tuple[int, ...], factor: int
-) -> list[NDArray[np.int64]]:
-    """What is to be copied, tile after tile: rows of tile, patch, its rows and columns, those of the tile (from, to)."""
-    wide, high = stored.tile[0] // factor, stored.tile[1] // factor
-    right, bottom = x + size[1], y + size[0]
-    r0, r1, c0, c1 = y // high, (bottom - 1) // high, x // wide, (right - 1) // wide
-    parts = []
-    for down, over in np.ndindex(int((r1 - r0).max()) + 1, int((c1 - c0).max()) + 1):
-        r, c = r0 + down, c0 + over
-        i = np.flatnonzero((r <= r1) & (c <= c1))
-        r, c, left, top = r[i], c[i], x[i], y[i]
-        rows = np.maximum(top, r * high), np.minimum(bottom[i], (r + 1) * high)
-        cols = np.maximum(left, c * wide), np.minimum(right[i], (c + 1) * wide)
-        inside = [v - top for v in rows] + [v - left for v in cols]
-        parts.append(
-            np.column_stack(
-                [
-                    r * stored.across + c,
-                    i,
-                    *inside,
-                    *(v - r * high for v in rows),
-                    *(v - c * wide for v in cols),
-                ]
-            )
-        )
-    table = np.concatenate(parts)
-    table = table[np.argsort(table[:, 0], kind="stable")]
-    return np.split(table, np.flatnonzero(np.diff(table[:, 0])) + 1)
 
 
 def _copy_part(inside: tuple[slice, slice], target: RGB, tile: RGB) -> None:
