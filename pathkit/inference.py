@@ -15,7 +15,7 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -249,6 +249,7 @@ def heatmap(
     mask: Raster | None = None,
     min_tissue: float = 0.1,
     stride_px: int | None = None,
+    refine: float | None = None,
     stain: Stain | None = None,
     out: str | os.PathLike[str] | None = None,
     batch_size: int | None = None,
@@ -271,6 +272,11 @@ def heatmap(
         Patches with less are left out, and are NaN where no other covers them.
     stride_px : int, optional
         Between patches, in their pixels; must divide the patch. Half a patch by default.
+    refine : float, optional
+        Coarse to fine: patches are laid side by side first, and with `stride_px` only over those of at least this probability
+        (and where side by side would leave tissue out). Elsewhere a pixel is the value of one patch, or, next to one looked at
+        closely, of those there are. With a low probability, such as 0.05, a slide without lesions costs about a quarter; a
+        lesion that none of the patches side by side shows is not found.
     stain : StainFit, ReinhardFit, or normaliser, optional
         What the slide is to look like, such as ``stain.fit(training_slide)``: the slide is fitted once by the same method
         and brought there before the network sees it. A normaliser (``fit.to(target)``) is applied as it is.
@@ -305,6 +311,7 @@ def heatmap(
         mask=mask,
         min_tissue=min_tissue,
         stride_px=stride_px,
+        refine=refine,
         stain=stain,
         out=out,
     )
@@ -397,7 +404,7 @@ class HeatmapJob(_Job):
     Attributes
     ----------
     n_patches : int
-        In all; 0 where the map is there.
+        In all, at most where there is `refine`; 0 where the map is there.
     """
 
     _store: _Store
@@ -411,6 +418,7 @@ class HeatmapJob(_Job):
         mask: Raster | None = None,
         min_tissue: float = 0.1,
         stride_px: int | None = None,
+        refine: float | None = None,
         stain: Stain | None = None,
         out: str | os.PathLike[str] | None = None,
     ):
@@ -423,7 +431,7 @@ class HeatmapJob(_Job):
                 f"{slide.name}: the model was trained at {mpp:g} µm/px, the slide's finest level has {slide.mpp:.4g}. Train"
                 " one at the slide's resolution."
             )
-        self.slide, self.network = slide, model
+        self.slide, self.network, self.refine = slide, model, refine
         self.size_px, self.stride_px, self.mpp = size_px, stride_px, mpp
         self.cell_um = stride_px * mpp
         self.shape = tuple(int(np.ceil(n * slide.mpp / self.cell_um - 1e-6)) for n in slide.dimensions[::-1])
@@ -436,16 +444,24 @@ class HeatmapJob(_Job):
             "mpp": mpp,
             "mask": "tissue_mask" if mask is None else _raster_digest(mask),
             "min_tissue": min_tissue,
+            "refine": refine,
             "stain": _stain_digest(stain),
         }
         self._block = _block_shape(size_px)
         self._store = _Store(out, settings, self.shape, {"block": list(self._block)})
         self.n_patches = 0
         self._blocks: list[NDArray[np.int32]] = []
+        self._n_coarse = (
+            0  # the first blocks, after which it is decided which patches of the others are worth it
+        )
         self._normalise: Normaliser | None = None
         if self._store.finished is None:
             mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
-            self._blocks = self._covering(mask, min_tissue)
+            every = self._covering(mask, min_tissue)
+            first, later = (every, every[:0]) if refine is None else self._coarse_and_rest(every)
+            self._blocks = self._in_blocks(first, 1 if refine is None else size_px // stride_px)
+            self._n_coarse = len(self._blocks)
+            self._blocks += self._in_blocks(later, 1)
             self._store.begin()
             self.n_patches = sum(map(len, self._blocks))
             if self.left:
@@ -484,19 +500,41 @@ class HeatmapJob(_Job):
         if store.finished is not None:
             return store.finished
         todo = self.left
-        outputs: Iterator[NDArray[np.float32]] = iter(())
         if todo:
             used = self._engine_for(n_patches, batch_size, engine)
-            reads = [_Read(len(b), partial(self.read, b)) for b in todo]
-            outputs = _network_output(used, reads, self.slide.name, progress, workers)
-        for block, logits in zip(todo, outputs, strict=True):
-            probability = softmax(logits, axis=1)[:, self._column]
-            store.add(self._cells(block), probability)
-            if store.done % COMMIT_EVERY == 0:
-                store.commit()
-        with np.errstate(invalid="ignore"):
-            values = np.where(store.count > 0, store.total / store.count, np.nan).astype(np.float32)
-        return store.finish(Raster(values, self.cell_um, attrs=store.settings))
+            n_coarse = max(0, self._n_coarse - store.done)
+            with Progress(self.n_left, self.slide.name, progress) as tick:
+                self._put_through(used, todo[:n_coarse], workers, tick)
+                if self.refine is not None and todo[n_coarse:]:
+                    if store.worth is None:
+                        store.worth = store.mean() >= self.refine
+                    self._put_through(used, todo[n_coarse:], workers, tick)
+        return store.finish(Raster(store.mean(), self.cell_um, attrs=store.settings))
+
+    def _put_through(
+        self, used: Engine, todo: list[NDArray[np.int32]], workers: int | None, tick: Callable[[int], Any]
+    ) -> None:
+        """Blocks through the network and onto the map, patch by patch where it is known which are worth it."""
+        store = self._store
+        chosen = todo if store.worth is None else [self._worth_it(block) for block in todo]
+        reads = [_Read(len(b), partial(self.read, b)) for b in chosen if len(b)]
+        with contextlib.closing(_network_output(used, reads, self.slide.name, tick, workers)) as outputs:
+            for block, some in zip(todo, chosen, strict=True):
+                if len(some):
+                    store.add(self._cells(some), softmax(next(outputs), axis=1)[:, self._column])
+                else:
+                    store.add([], np.zeros(0, np.float32))
+                tick(len(block) - len(some))
+                if store.done % COMMIT_EVERY == 0:
+                    store.commit()
+            next(outputs, None)  # it counts a batch when it is asked for the next
+
+    def _worth_it(self, block: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Places of a block that cover a pixel that is worth it."""
+        chosen = np.zeros(len(block), bool)
+        for which, places in self._cells(block):
+            chosen[which] |= cast(NDArray[np.bool_], self._store.worth)[places[:, 0], places[:, 1]]
+        return block[chosen]
 
     def read(self, block: NDArray[np.int32]) -> RGB:
         """Patches of neighbouring grid places, cut from one region, since each pixel is shared by several of them."""
@@ -511,28 +549,51 @@ class HeatmapJob(_Job):
         corners = (block - (row0, col0)) * self.stride_px
         return np.stack([region[y : y + size, x : x + size] for y, x in corners])
 
-    def _covering(self, mask: Raster, min_tissue: float) -> list[NDArray[np.int32]]:
-        """Places (row, col) of patches with tissue, in blocks of neighbours, row of blocks after row of blocks.
+    def _covering(self, mask: Raster, min_tissue: float) -> NDArray[np.int32]:
+        """Places (row, col) of patches with tissue, (N, 2), row after row.
 
         On the heatmap's own grid, from a patch that covers its first pixel last to one that covers its last first.
         """
         reach = self.size_px // self.stride_px - 1
         side_um = self.size_px * self.mpp
-        down, across = self._block
-        means, blocks = mask.box_means(), []
-        for top in range(-(-reach // down) * -down, self.shape[0], down):
-            row, col = (a.ravel() for a in np.mgrid[top : top + down, -reach : self.shape[1]])
-            kept = (row >= -reach) & (row < self.shape[0])
-            places = np.column_stack([row, col])[kept].astype(np.int32)
+        down = self._block[0]
+        means, found = mask.box_means(), [np.zeros((0, 2), np.int32)]
+        for top in range(-reach, self.shape[0], down):
+            rows = np.mgrid[top : min(top + down, self.shape[0]), -reach : self.shape[1]]
+            places = rows.reshape(2, -1).T.astype(np.int32)
             x_um, y_um = (
                 np.rint(places[:, i] * self.cell_um / self.slide.mpp) * self.slide.mpp for i in (1, 0)
             )
             sides = np.full(len(places), side_um)
             share = np.clip(means(np.column_stack([x_um, y_um, sides, sides]), outside=0), 0, 1)
-            places = places[share >= max(min_tissue, 1e-9)]
-            number = places[:, 1] // across
-            blocks += [places[number == n] for n in np.unique(number)]
-        return blocks
+            found.append(places[share >= max(min_tissue, 1e-9)])
+        return np.concatenate(found)
+
+    def _coarse_and_rest(self, places: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Patches side by side and those that these do not cover wholly; and the rest."""
+        side = self.size_px // self.stride_px
+        lattice = (places % side == 0).all(axis=1)
+        kept = np.zeros([-(-n // side) for n in self.shape], bool)
+        kept[tuple(places[lattice].T // side)] = True
+        ends = np.array(kept.shape) - 1
+        low, high = np.clip(places // side, 0, ends), np.clip((places + side - 1) // side, 0, ends)
+        covered = np.ones(len(places), bool)
+        for row, col in itertools.product((low[:, 0], high[:, 0]), (low[:, 1], high[:, 1])):
+            covered &= kept[row, col]
+        first = lattice | ~covered
+        return places[first], places[~first]
+
+    def _in_blocks(self, places: NDArray[np.int32], spacing: int) -> list[NDArray[np.int32]]:
+        """Places in blocks of neighbours, row of blocks after row of blocks; most lie `spacing` apart."""
+        if not len(places):
+            return []
+        down, across = self._block
+        row, col = (places // (np.array(self._block) * spacing)).T
+        order = np.lexsort((places[:, 1], places[:, 0], col, row))
+        places, row, col = places[order], row[order], col[order]
+        edges = np.flatnonzero((np.diff(row) != 0) | (np.diff(col) != 0)) + 1
+        most = down * across
+        return [b[i : i + most] for b in np.split(places, edges) for i in range(0, len(b), most)]
 
     def _cells(self, block: NDArray[np.int32]) -> list[tuple[Any, NDArray[np.int32]]]:
         """For each of the places that a patch covers: which patches have it on the map, and the places on the map."""
@@ -857,7 +918,7 @@ def _network_output(
     what: str,
     progress: bool | Callable[[int], Any],
     workers: int | None,
-) -> Iterator[NDArray[np.float32]]:
+) -> Generator[NDArray[np.float32]]:
     """The output of each batch; the next ones are read while the network works on this one."""
     workers = readers() if workers is None else workers
     pool = ThreadPoolExecutor(workers) if workers else None
@@ -926,6 +987,8 @@ class _Store:
     ):
         self.settings, self.facts = settings, facts
         self.total, self.count, self.done = np.zeros(shape), np.zeros(shape, np.int32), 0
+        #: Pixels that are looked at more closely; None until that is known.
+        self.worth: NDArray[np.bool_] | None = None
         self.path = None if out is None else Path(out)
         self.finished: Raster | None = None
         if self.path is None:
@@ -945,6 +1008,12 @@ class _Store:
                 if facts["block"] == self.facts["block"]:
                     self.total, self.count = stored["total"], stored["count"]
                     self.done, self.facts = int(stored["done"]), facts
+                    self.worth = stored["worth"] if stored["worth"].size else None
+
+    def mean(self) -> NDArray[np.float32]:
+        """What is there so far, NaN where nothing is."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.count > 0, self.total / self.count, np.nan).astype(np.float32)
 
     def add(self, cells: list[tuple[Any, NDArray[np.int32]]], values: NDArray[np.float32]) -> None:
         for which, places in cells:
@@ -957,7 +1026,13 @@ class _Store:
             return
         settings, facts = (np.array(json.dumps(v)) for v in (self.settings, self.facts))
         np.savez(
-            self.writing, total=self.total, count=self.count, done=self.done, settings=settings, facts=facts
+            self.writing,
+            total=self.total,
+            count=self.count,
+            worth=np.zeros(0, bool) if self.worth is None else self.worth,
+            done=self.done,
+            settings=settings,
+            facts=facts,
         )
         self.writing.replace(self.partial)
 

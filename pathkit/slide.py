@@ -333,12 +333,13 @@ class Slide:
         # Row of tiles after row of tiles, so that neighbours find their tiles in the cache.
         order = np.lexsort((x_lv, y_lv // reader.row_px(index)))
         rest = order[~at_once[order]]
+        rest = _read_resampled(reader, level, x_lv, y_lv, step, batch, rest, spread)
 
         def read(rows: NDArray[np.intp]) -> None:
             for row in rows:
                 _fill(reader, index, x_lv[row], y_lv[row], step, batch[row])
 
-        spread(read, np.array_split(rest, -(-len(rest) // 8)))
+        spread(read, _by_eight(rest))
         return batch
 
     def thumbnail(self, max_size_px: int = 1024) -> RGB:
@@ -388,6 +389,60 @@ def _read_at_once(
         at_once &= (np.abs(place - whole) < 1e-6) & (whole % factor == 0)
         at_once &= (whole >= 0) & (whole // factor + size_px <= length // factor)
     return factor, at_once
+
+
+def _read_resampled(
+    reader: _Reader,
+    level: Level,
+    x_lv: NDArray[Any],
+    y_lv: NDArray[Any],
+    step: float,
+    batch: RGB,
+    rows: NDArray[np.intp],
+    spread: Spread,
+) -> NDArray[np.intp]:
+    """Fill those of the patches that are means of squares at any place: what they cover is copied tile by tile, then averaged.
+
+    Returns the rows that are left: at whole places (for which decoders have a shortcut), over the edge, or too large. What it
+    fills has the same pixels as by `_fill`.
+    """
+    step, (height, width) = _snapped(step), batch.shape[1:3]
+    if not reader.has_tiles(level.index) or height * width * step * step > BAND_PIXELS:
+        return rows
+    starts, firsts, ends = [], [], []
+    for place, length in ((x_lv[rows], width), (y_lv[rows], height)):
+        starts.append(_all_snapped(place))
+        firsts.append(np.floor(starts[-1]).astype(np.int64))
+        ends.append(np.ceil(_all_snapped(starts[-1] + length * step)).astype(np.int64))
+    sides = [int((end - first).max(initial=1)) for first, end in zip(firsts, ends, strict=True)]
+    fit = np.full(len(rows), True)
+    for first, side, length in zip(firsts, sides, (level.width, level.height), strict=True):
+        fit &= (first >= 0) & (first + side <= length)
+    if step == int(step):
+        fit &= (starts[0] != firsts[0]) | (starts[1] != firsts[1])
+    chosen = np.flatnonzero(fit)
+    at_most = max(1, BAND_PIXELS // (sides[0] * sides[1]))
+    for k in range(0, len(chosen), at_most):
+        some = chosen[k : k + at_most]
+        pixels = np.empty((len(some), sides[1], sides[0], 3), np.uint8)
+        reader.read_patches(level.index, firsts[0][some], firsts[1][some], pixels, 1, spread)
+        places = np.column_stack([v[some] for v in (*starts, *firsts, *ends)]).tolist()
+
+        def average(numbers: NDArray[np.intp], some=some, pixels=pixels, places=places) -> None:
+            from pathkit.resample import area_mean
+
+            for i in numbers.tolist():
+                x, y, x0, y0, x1, y1 = places[i]
+                source = pixels[i, : int(y1 - y0), : int(x1 - x0)]
+                area_mean(source, x - x0, y - y0, step, batch[rows[some[i]]])
+
+        spread(average, _by_eight(np.arange(len(some))))
+    return rows[~fit]
+
+
+def _by_eight(rows: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Parts that are worth handing to a thread."""
+    return np.array_split(rows, -(-len(rows) // 8)) if len(rows) else []
 
 
 #: Threads that read beside the caller's, by their number; made once, since to start them takes longer than to read a patch.
@@ -498,6 +553,12 @@ def _snapped(value: float) -> float:
     return float(nearest) if abs(value - nearest) < 1e-6 else value
 
 
+def _all_snapped(values: NDArray[Any]) -> NDArray[Any]:
+    """`_snapped` of each."""
+    nearest = np.rint(values)
+    return np.where(np.abs(values - nearest) < 1e-6, nearest, values)
+
+
 def _true_downsample(full: tuple[int, int], size: tuple[int, int]) -> float:
     """The factor between two levels: the integer that explains both sizes, else the mean of the two ratios.
 
@@ -553,6 +614,10 @@ class _Reader(ABC):
         return None
 
 
+#: What was found of a file and level, by what changes with the file: slides are opened many times in a session.
+_TESTED: dict[tuple[int, ...], tuple[bool, tuple[int, ...]]] = {}
+
+
 class _OpenSlideReader(_Reader):
     def __init__(self, path: Path, direct: bool):
         import openslide
@@ -568,8 +633,9 @@ class _OpenSlideReader(_Reader):
         power = self.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.magnification = float(power) if power else None
         self._tiles = JpegTiles(path, self.level_dimensions if direct else ())
-        self._direct: dict[int, bool] = {}
-        self._factors: dict[int, tuple[int, ...]] = {}
+        self._tests: dict[int, tuple[bool, tuple[int, ...]]] = {}
+        stored = path.stat()
+        self._file = (stored.st_dev, stored.st_ino, stored.st_size, stored.st_mtime_ns)
         self._lock = threading.Lock()
 
     def _stored_bounds(self) -> Box:
@@ -610,7 +676,7 @@ class _OpenSlideReader(_Reader):
             ) from error
 
     def factors(self, level: int) -> tuple[int, ...]:
-        return self._factors[level] if self._is_direct(level) else ()
+        return self._tested(level)[1]
 
     def has_tiles(self, level: int) -> bool:
         return self._is_direct(level)
@@ -630,13 +696,18 @@ class _OpenSlideReader(_Reader):
 
     def _is_direct(self, level: int) -> bool:
         """Whether this level's tiles are decoded here; found at its first read."""
-        if level not in self._factors:
+        return self._tested(level)[0]
+
+    def _tested(self, level: int) -> tuple[bool, tuple[int, ...]]:
+        """Whether a level's tiles are decoded here, and the factors by which they can be reduced."""
+        if level not in self._tests:
             with self._lock:
-                if level not in self._factors:
-                    same = level in self._tiles.levels and self._equals_openslide(level)
-                    self._factors[level] = self._tiles.good_factors(level) if same else ()
-                    self._direct[level] = same
-        return self._direct[level]
+                key = (*self._file, level)
+                if level in self._tiles.levels and key not in _TESTED:
+                    same = self._equals_openslide(level)
+                    _TESTED[key] = (same, self._tiles.good_factors(level) if same else ())
+                self._tests[level] = _TESTED[key] if level in self._tiles.levels else (False, ())
+        return self._tests[level]
 
     def _equals_openslide(self, level: int) -> bool:
         """Whether the telling tiles of a level are what OpenSlide reads there."""

@@ -6,6 +6,7 @@ import importlib.util
 import multiprocessing
 import time
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,25 +103,94 @@ class Counting(Brightness):
         return super().forward(x)
 
 
+@pytest.mark.parametrize("refine", [None, 0.0, 0.49])
 @pytest.mark.parametrize("stop_after", [1, 4, 7])
-def test_a_stopped_run_resumes_to_the_same_bytes(slide, tmp_path, monkeypatch, stop_after):
+def test_a_stopped_run_resumes_to_the_same_bytes(slide, tmp_path, monkeypatch, stop_after, refine):
     monkeypatch.setattr(inference, "BLOCK", (4, 8))
     monkeypatch.setattr(inference, "COMMIT_EVERY", 2)
+    options = {"mask": ALL, "refine": refine, "progress": False}
     steady = bright_model()
     steady.encoder = Counting(1000)
-    whole = heatmap(slide, steady, mask=ALL, out=tmp_path / "whole.npz", progress=False)
+    whole = heatmap(slide, steady, out=tmp_path / "whole.npz", **options)
     dying = bright_model()
     dying.encoder = Counting(stop_after)
     with pytest.raises(KeyboardInterrupt):
-        heatmap(slide, dying, mask=ALL, out=tmp_path / "cut.npz", progress=False)
+        heatmap(slide, dying, out=tmp_path / "cut.npz", **options)
     assert not (tmp_path / "cut.npz").exists()
     survivor = bright_model()
     survivor.encoder = Counting(1000)
-    resumed = heatmap(slide, survivor, mask=ALL, out=tmp_path / "cut.npz", progress=False)
+    resumed = heatmap(slide, survivor, out=tmp_path / "cut.npz", **options)
     np.testing.assert_array_equal(resumed.values, whole.values)
     committed = stop_after // 2 * 2  # blocks are committed two by two
     assert steady.encoder.left == survivor.encoder.left - committed
     assert not (tmp_path / "cut.partial.npz").exists()
+
+
+# Coarse to fine --------------------------------------------------------------------------------------------------
+
+#: Dark, with a bright place.
+SPOTTED = (PIXELS // 2).copy()
+SPOTTED[150:230, 230:330] += 120
+
+
+@pytest.mark.parametrize("stride_px", [16, 8, 32])
+@pytest.mark.parametrize("inside", [slice(0, 35), slice(3, 18)])
+def test_refined_everywhere_a_map_is_the_usual_one(slide, stride_px, inside):
+    tissue = np.zeros((25, 35), bool)
+    tissue[2:, inside] = True
+    options = {"mask": Raster(tissue, 8.0), "stride_px": stride_px, "progress": False}
+    usual = heatmap(slide, bright_model(), **options)
+    refined = heatmap(slide, bright_model(), refine=0.0, **options)
+    np.testing.assert_allclose(refined.values, usual.values, atol=1e-6)
+
+
+def test_refined_nowhere_a_map_is_that_of_patches_side_by_side(slide):
+    refined = heatmap(slide, bright_model(), mask=ALL, refine=1.1, stride_px=16, progress=False)
+    coarse = heatmap(slide, bright_model(), mask=ALL, stride_px=32, progress=False)
+    expected = coarse.values.repeat(2, 0).repeat(2, 1)[: len(refined.values), : refined.values.shape[1]]
+    np.testing.assert_allclose(refined.values, expected, atol=1e-6)
+
+
+def test_a_map_is_refined_around_what_is_found_and_tissue_is_left_out_nowhere():
+    slide, model = open_slide(SPOTTED, mpp=0.5), bright_model()
+    tissue = np.zeros((25, 35), bool)
+    tissue[3:20, 5:31] = True
+    options = {"mask": Raster(tissue, 8.0), "progress": False, "engine": "torch"}
+    maps, counts = [], []
+    for refine in (None, 0.3):
+        model.encoder = Seen()
+        maps.append(heatmap(slide, model, refine=refine, **options).values)
+        counts.append(model.encoder.n)
+    usual, refined = maps
+    np.testing.assert_array_equal(np.isnan(refined), np.isnan(usual))
+    coarse = heatmap(slide, model, refine=1.1, **options).values
+    found = coarse >= 0.3
+    assert 0 < found.sum() < 0.2 * np.isfinite(usual).sum()
+    np.testing.assert_allclose(refined[found], usual[found], atol=1e-6)
+    assert np.nanmax(np.abs(refined - usual)) > 0.001, "elsewhere it is the value of one patch"
+    far = np.isfinite(usual) & ~cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    np.testing.assert_array_equal(refined[far], coarse[far])
+    assert counts[1] < 0.65 * counts[0]
+
+
+def test_the_bar_of_a_refined_map_ends_where_it_said(slide):
+    ticks = []
+    job = inference.HeatmapJob(slide, bright_model(), mask=ALL, refine=0.5)
+    said = job.n_left
+    job.run(progress=ticks.append)
+    assert (sum(ticks), job.n_left) == (said, 0)
+
+
+class Seen(Brightness):
+    """Counts patches."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def forward(self, x):
+        self.n += len(x)
+        return super().forward(x)
 
 
 class Slow(Brightness):
@@ -137,20 +207,21 @@ def slow_model():
     return model
 
 
-def slow_map(out):
+def slow_map(out, refine):
     torch.set_num_threads(1)  # a forked child has lost the threads of its parent
-    heatmap(open_slide(PIXELS, mpp=0.5), slow_model(), mask=ALL, out=out, progress=False)
+    heatmap(open_slide(PIXELS, mpp=0.5), slow_model(), mask=ALL, refine=refine, out=out, progress=False)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork on this system")
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("refine", [None, 0.49])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path, monkeypatch, refine):
     monkeypatch.setattr(inference, "BLOCK", (4, 8))
     monkeypatch.setattr(inference, "COMMIT_EVERY", 1)
-    slow_map(tmp_path / "whole.npz")
+    slow_map(tmp_path / "whole.npz", refine)
     rng, killed, out = np.random.default_rng(0), 0, tmp_path / "cut.npz"
     context = multiprocessing.get_context("fork")
     while not out.exists():
-        child = context.Process(target=slow_map, args=(out,))
+        child = context.Process(target=slow_map, args=(out, refine))
         child.start()
         child.join(rng.uniform(0.05, 0.3) if killed < 8 else 60)
         child.kill()  # SIGKILL: nothing is tidied up
@@ -158,7 +229,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path,
         killed += child.exitcode != 0
     assert killed > 0
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
-    heatmap(open_slide(PIXELS, mpp=0.5), slow_model(), mask=ALL, out=out, progress=False)
+    slow_map(out, refine)
     assert [p.name for p in tmp_path.glob("cut*npz")] == ["cut.npz"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import shutil
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -16,7 +17,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pathkit.slide import SlideError, open_slide
+from pathkit.slide import SlideError, _OpenSlideReader, open_slide
 from pathkit.tiles import CACHE, DCT_TOLERANCE, DECODER_TOLERANCE, JpegTiles, TileCache
 
 RNG = np.random.default_rng(3)
@@ -184,11 +185,15 @@ def test_batches_are_the_same_by_any_number_of_threads(jpeg_path):
             np.testing.assert_array_equal(slide.read_patches(patches, threads=threads), expected)
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 8, 16])
-def test_batches_are_the_regions_also_by_the_decoders_means_and_at_the_edges(one_level_path, step):
+@pytest.mark.parametrize("step", [1, 1.04, 2, 2.5, 4, 8, 13.7, 16])
+@pytest.mark.parametrize("band", [8_000_000, 3000])
+def test_batches_are_the_regions_also_by_the_decoders_means_and_at_the_edges(
+    one_level_path, step, band, monkeypatch
+):
+    monkeypatch.setattr("pathkit.slide.BAND_PIXELS", band)
     slide = open_slide(one_level_path)
     width, height = slide.dimensions
-    size, end = 24, 24 * step
+    size, end = 24, int(np.ceil(24 * step))
     x = [
         *RNG.integers(-20, width, 20),
         *(8 * RNG.integers(0, width // 8, 20)),
@@ -256,7 +261,8 @@ def test_other_compressions_go_through_openslide(tmp_path):
     np.testing.assert_array_equal(slide.read_region((0, 0), (300, 300)), tifffile.imread(path))
 
 
-def test_a_decoder_that_disagrees_is_not_used(jpeg_path, monkeypatch):
+def test_a_decoder_that_disagrees_is_not_used(jpeg_path, monkeypatch, tmp_path):
+    jpeg_path = shutil.copy(jpeg_path, tmp_path)  # a file that has not been tested yet
     monkeypatch.setattr("pathkit.tiles._is_jpeg_tiled", lambda page: True)
     real = __import__("imagecodecs").jpeg8_decode
     monkeypatch.setattr("imagecodecs.jpeg8_decode", lambda *a, **k: 255 - real(*a, **k))
@@ -266,6 +272,21 @@ def test_a_decoder_that_disagrees_is_not_used(jpeg_path, monkeypatch):
     np.testing.assert_array_equal(
         slide.read_region((9, 9), (300, 300)), plain.read_region((9, 9), (300, 300))
     )
+
+
+def test_a_file_is_compared_once_and_again_when_it_has_changed(jpeg_path, monkeypatch, tmp_path):
+    path = shutil.copy(jpeg_path, tmp_path)
+    compared = []
+    real = _OpenSlideReader._equals_openslide
+    monkeypatch.setattr(
+        _OpenSlideReader, "_equals_openslide", lambda self, level: compared.append(level) or real(self, level)
+    )
+    assert is_direct(open_slide(path))
+    assert is_direct(open_slide(path))
+    assert compared == [0]
+    shutil.copy(jpeg_path, path)
+    assert is_direct(open_slide(path))
+    assert compared == [0, 0]
 
 
 def overwrite_tag(path, tag, index, value):
