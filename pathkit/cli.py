@@ -138,7 +138,8 @@ def _heatmap(options: argparse.Namespace) -> int:
 
         slide, out = _opened(path, options), Path(options.out)
         file = out / f"{path.stem}.heatmap.npz"
-        raster = heatmap(slide, model, mask=_mask(slide, options), stain=target, out=file)
+        mask = _mask(slide, options)
+        raster = heatmap(slide, model, mask=mask, refine=options.refine, stain=target, out=file)
         found = lesions(raster, threshold=options.threshold, slide_id=path.stem)
         found.to_csv(out / f"{path.stem}.lesions.csv", index=False)
         _draw_over(slide, raster.values, raster, out / f"{path.stem}.heatmap.png")
@@ -147,7 +148,7 @@ def _heatmap(options: argparse.Namespace) -> int:
 
     model_path = Path(options.model)
     options.model_id = f"{model_path.name}, {model_path.stat().st_mtime_ns}"
-    return _each(options, "heatmap", work, ["mpp", "mask_mpp", "model_id", "threshold", "stain"])
+    return _each(options, "heatmap", work, ["mpp", "mask_mpp", "model_id", "threshold", "refine", "stain"])
 
 
 # Steps that commands share ---------------------------------------------------------------------------------------
@@ -343,6 +344,11 @@ def _parser() -> argparse.ArgumentParser:
         )
     heatmap.add_argument("--model", required=True, help="a model saved by pathkit (models.save_model)")
     heatmap.add_argument("--threshold", type=float, default=0.5, help="of a lesion (default: %(default)s)")
+    heatmap.add_argument(
+        "--refine",
+        type=float,
+        help="look closely only where patches side by side reach this probability (0.05, say)",
+    )
     return parser
 
 

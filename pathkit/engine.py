@@ -7,7 +7,7 @@ Decisions
 * Nothing is taken on trust: an engine is used only after its outputs have been compared, on patches of the slide at hand,
   with those of torch in float32. One that differs by more than `PROBABILITY_TOLERANCE` (of a classifier) or
   `FEATURE_TOLERANCE` (of anything else) is refused and the next is tried; `Engine.refused` says which and why.
-* Export and comparison take one to three seconds, so that "auto" leaves jobs of fewer than `WORTH_PIXELS` to torch. The
+* Export and comparison take half a second to some seconds, so that "auto" leaves jobs of fewer than `WORTH_PIXELS` to torch. The
   choice follows from the size of the job alone: the same call gives the same numbers.
 * The batch size is measured where the job is long enough to repay it.
 * Plain torch on a CPU spends much of its time in page faults: see `models.keep_memory`.
@@ -50,8 +50,8 @@ PROBABILITY_TOLERANCE = 0.02
 FEATURE_TOLERANCE = 0.06
 #: Pixels of all patches of a job from which on an export pays; 1,000 patches of 128 px.
 WORTH_PIXELS = 1_000 * 128 * 128
-#: Pixels from which on batch sizes are tried out.
-WORTH_TUNING_PIXELS = 10 * WORTH_PIXELS
+#: Pixels from which on batch sizes are tried out, which takes one to five seconds for a few per cent: 25,000 patches of 256 px.
+WORTH_TUNING_PIXELS = 100 * WORTH_PIXELS
 BATCH_SIZES = (8, 16, 32, 64)
 #: Batches that OpenVINO works on at the same time, at most; each holds memory of its own.
 MOST_STREAMS = 4
@@ -493,13 +493,22 @@ def _check_threads() -> None:
 
 
 def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    _check_threads()
-    import openvino
+    """The network for OpenVINO, for patches of one shape and batches of any size.
 
+    By its frontend itself: `openvino.convert_model` does the same in six times the time, and tries to report each call to its
+    maker.
+    """
+    _check_threads()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    _core()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = torch.zeros((2, *shape), dtype=torch.uint8)
         traced = torch.jit.trace(_FromPixels(copy.deepcopy(network)).eval(), example, check_trace=False)
-        return openvino.convert_model(
-            traced, example_input=example, input=[("pixels", openvino.PartialShape([-1, *shape]))]
-        )
+        frontend = FrontEndManager().load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must live until all is converted
+        model = frontend.convert(frontend.load(decoder))
+        model.reshape([-1, *shape])
+        return model

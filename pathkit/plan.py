@@ -64,7 +64,7 @@ def plan(
     batch_size, engine, workers
         As `inference.heatmap`.
     **options
-        stain, and of heatmaps positive, min_tissue, stride_px and, for one slide, mask: as `inference.heatmap`.
+        stain, and of heatmaps positive, min_tissue, stride_px, refine and, for one slide, mask: as `inference.heatmap`.
 
     Returns
     -------
@@ -103,7 +103,7 @@ class Plan:
     Attributes
     ----------
     table : DataFrame
-        slide_id, patches, left, read_mb (of the slide's file, about), one row a slide.
+        slide_id, patches (at most, where maps are refined), left, read_mb (of the slide's file, about), one row a slide.
     n_patches, n_left : int
     reading, network : float
         Patches a second, each alone; NaN where nothing is left.
@@ -211,7 +211,10 @@ class Plan:
             return [("slides", "none")]
         done = self.n_patches - self.n_left
         finished = sum(j.finished for j in self._jobs.values())
-        patches = f"{self.n_patches:,} of {job.size_px} px at {job.mpp:g} µm/px"
+        refined = isinstance(job, HeatmapJob) and job.refine is not None
+        patches = (
+            f"{'at most ' if refined else ''}{self.n_patches:,} of {job.size_px} px at {job.mpp:g} µm/px"
+        )
         patches += f", every {job.stride_px} px" if isinstance(job, HeatmapJob) else ""
         finished_too = f", {finished:,} finished" if finished and self._what == "heatmaps" else ""
         lines = [("slides", f"{len(self.table):,}{finished_too}")]

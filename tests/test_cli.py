@@ -105,6 +105,11 @@ def test_heatmap_of_a_saved_model(slide_path, tmp_path):
     assert ((known >= 0) & (known <= 1)).all()
     assert (tmp_path / "field.heatmap.png").exists()
     assert (tmp_path / "field.lesions.csv").exists()
+    closer = ("--refine", 0.9, "--out", tmp_path / "closer")
+    assert run("heatmap", slide_path, "--mpp", 0.5, "--model", tmp_path / "model.pt", *closer) == 0
+    refined = Raster.load(tmp_path / "closer" / "field.heatmap.npz")
+    assert refined.attrs["refine"] == 0.9
+    np.testing.assert_array_equal(np.isnan(refined.values), np.isnan(heat.values))
 
 
 def test_a_folder_with_a_bad_slide_gives_a_row_each_and_status_1(slide_path, tmp_path, capsys):
