@@ -7,7 +7,7 @@ Decisions
 * Nothing is taken on trust: an engine is used only after its outputs have been compared, on patches of the slide at hand,
   with those of torch in float32. One that differs by more than `PROBABILITY_TOLERANCE` (of a classifier) or
   `FEATURE_TOLERANCE` (of anything else) is refused and the next is tried; `Engine.refused` says which and why.
-* Export and comparison take half a second to some seconds, so that "auto" leaves jobs of fewer than `WORTH_PIXELS` to torch. The
+* Export and comparison take half a second or more, so that "auto" leaves jobs of fewer than `WORTH_PIXELS` to torch. The
   choice follows from the size of the job alone: the same call gives the same numbers.
 * The batch size is measured where the job is long enough to repay it.
 * Plain torch on a CPU spends much of its time in page faults: see `models.keep_memory`.
