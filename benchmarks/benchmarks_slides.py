@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import imagecodecs
 import numpy as np
 import pandas as pd
+import tifffile
 
+from pathkit import synthetic
 from pathkit.synthetic import write_pyramid
 from pathkit.synthetic.mosaic import Mosaic
 
@@ -28,3 +31,32 @@ def repeated(slide, n, *, size_px, mpp):
             "mpp": mpp,
         }
     )
+
+
+def colon_everywhere(path, *, side, mpp, quality=80):
+    """A pyramid full of colon: a section of 5120 px is painted, and its JPEG tiles repeated; 10 gigapixels take half a minute."""
+    field_px, tile = 5120, 256
+    n = -(-side // field_px)
+    architecture = synthetic.colon(5, size_um=(field_px * mpp, field_px * mpp))
+    field = synthetic.scan(architecture, synthetic.SITES["north"].at(mpp), (0, 0), (field_px, field_px))
+    common = {"tile": (tile, tile), "photometric": "rgb", "compression": "jpeg", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        downsample = 1
+        while n * len(field) >= 400:
+            pixels_cm = 1e4 / (mpp * downsample)
+            page = common | {"resolution": (pixels_cm, pixels_cm), "resolutionunit": "CENTIMETER"}
+            page["subfiletype"] = int(downsample > 1)
+            if len(field) % tile:  # a small level, whose repeats do not begin with a tile
+                tiff.write(np.tile(field, (n, n, 1)), compressionargs={"level": quality}, **page)
+            else:
+                cut = field.reshape(len(field) // tile, tile, -1, tile, 3).swapaxes(1, 2)
+                stored = [[imagecodecs.jpeg8_encode(t, quality) for t in row] for row in cut]
+                tiff.write(
+                    (t for _ in range(n) for row in stored for t in row * n),
+                    shape=(n * len(field), n * len(field), 3),
+                    dtype=np.uint8,
+                    **page,
+                )
+            field = field.reshape(len(field) // 4, 4, -1, 4, 3).mean((1, 3)).round().astype(np.uint8)
+            downsample *= 4
+    return path

@@ -1,9 +1,10 @@
 """Peak memory on a very large slide: mask, features and heatmap, each in a fresh process; the goal is 2 GB.
 
 The slide is written in bands: glass with a strip of painted tissue, so that its file stays small and the network has little
-to do, while every array that grows with the slide is as large as it gets. Or it is one that you have.
+to do, while every array that grows with the slide is as large as it gets. With ``--tissue`` it is covered with sections of colon. Or it
+is one that you have.
 
-    python benchmarks/memory.py [--quick] [--side 100000] [--slide PATH] [--patches N]
+    python benchmarks/memory.py [--quick] [--side 100000] [--tissue] [--slide PATH] [--patches N]
 
 `--patches` limits the features to so many; the whole table of places is made all the same. They go to a file.
 """
@@ -19,6 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from benchmarks_slides import colon_everywhere
 from results import found, peak_mb
 
 from pathkit.slide import open_slide
@@ -74,6 +76,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a side of 20,000 px")
     parser.add_argument("--side", type=int, default=100_000)
+    parser.add_argument("--tissue", action="store_true", help="sections of colon all over the slide")
     parser.add_argument("--slide", type=Path)
     parser.add_argument("--patches", type=int)
     parser.add_argument("--do", nargs=2, help=argparse.SUPPRESS)
@@ -83,7 +86,10 @@ def main():
         return
     with tempfile.TemporaryDirectory() as folder:
         side = 20_000 if options.quick else options.side
-        path = options.slide or write(Path(folder) / "slide.tif", side)
+        new = Path(folder) / "slide.tif"
+        path = options.slide or (
+            colon_everywhere(new, side=side, mpp=MPP) if options.tissue else write(new, side)
+        )
         width, height = open_slide(path).dimensions
         print(f"slide of {width:,} x {height:,} px, {path.stat().st_size / 1e6:.0f} MB")
         print(f"| work | peak MB (goal {GOAL_MB}) | s |")
