@@ -34,7 +34,7 @@ def repeated(slide, n, *, size_px, mpp):
 
 
 def colon_everywhere(path, *, side, mpp, quality=80):
-    """A pyramid full of colon: a section of 5120 px is painted, and its JPEG tiles repeated; 10 gigapixels take half a minute."""
+    """A pyramid full of colon: 5120 px are painted and their JPEG tiles repeated; 10 gigapixels take half a minute."""
     field_px, tile = 5120, 256
     n = -(-side // field_px)
     architecture = synthetic.colon(5, size_um=(field_px * mpp, field_px * mpp))

@@ -1,8 +1,8 @@
 """Peak memory on a very large slide: mask, features and heatmap, each in a fresh process; the goal is 2 GB.
 
 The slide is written in bands: glass with a strip of painted tissue, so that its file stays small and the network has little
-to do, while every array that grows with the slide is as large as it gets. With ``--tissue`` it is covered with sections of colon. Or it
-is one that you have.
+to do, while every array that grows with the slide is as large as it gets. With ``--tissue`` it is covered with sections of
+colon. Or it is one that you have.
 
     python benchmarks/memory.py [--quick] [--side 100000] [--tissue] [--slide PATH] [--patches N]
 
