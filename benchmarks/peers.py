@@ -7,6 +7,9 @@ not installed there is not offered. A whole environment:
     python benchmarks/reading.py --peers peers/bin/python
     python benchmarks/end_to_end.py --peers peers/bin/python
 
+tiatoolbox 2.1.3 needs torch and torchvision: install those, then `pip install --no-deps tiatoolbox torchstain` and what its
+import asks for; `stain.py` and `end_to_end.py` take it.
+
 Nothing of pathkit is imported here.
 """
 
@@ -18,6 +21,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -143,6 +147,51 @@ def tiatoolbox(path, size, overlap, threads, mpp):
     return sum(1 for patch in patches if patch.shape == (size, size, 3))
 
 
+# Stain: seconds of a processor to normalise a patch ---------------------------------------------------------------
+
+
+def normalised(make, transform):
+    """`make()` gives a normaliser, fitted to the target image; each patch is fitted and changed, as they are used."""
+
+    def run(patches, target):
+        patches, target = np.load(patches), np.load(target)
+        normaliser = make()
+        normaliser.fit(target)
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            for patch in patches:
+                transform(normaliser, patch)
+            seconds.append(time.process_time() - start)
+        return min(seconds) / len(patches)
+
+    return run
+
+
+def of_tiatoolbox(name):
+    def make():
+        from tiatoolbox.tools import stainnorm
+
+        return getattr(stainnorm, name)()
+
+    return normalised(make, lambda normaliser, patch: normaliser.transform(patch))
+
+
+def of_torchstain():
+    import torchstain
+
+    return torchstain.normalizers.MacenkoNormalizer(backend="numpy")
+
+
+STAIN = {
+    "tiatoolbox macenko": (of_tiatoolbox("MacenkoNormalizer"), ["tiatoolbox"]),
+    "tiatoolbox reinhard": (of_tiatoolbox("ReinhardNormalizer"), ["tiatoolbox"]),
+    "tiatoolbox vahadane": (of_tiatoolbox("VahadaneNormalizer"), ["tiatoolbox"]),
+    "torchstain macenko": (
+        normalised(of_torchstain, lambda normaliser, patch: normaliser.normalize(patch, stains=False)),
+        ["torchstain"],
+    ),
+}
 READ = {"pyvips": (vips, ["pyvips"]), "tiffslide": (tiffslide_, ["tiffslide"])}
 WHOLE = {
     "pyvips, a loop": (
@@ -153,7 +202,8 @@ WHOLE = {
     "hs2p with openslide": (hs2p("openslide"), ["hs2p", "openslide"]),
     "tiatoolbox": (tiatoolbox, ["tiatoolbox"]),
 }
-DISTRIBUTIONS = ("pyvips-binary", "tiffslide", "hs2p", "tiatoolbox", "openslide-bin")
+KINDS = {"read": READ, "whole": WHOLE, "stain": STAIN}
+DISTRIBUTIONS = ("pyvips-binary", "tiffslide", "hs2p", "tiatoolbox", "torchstain", "openslide-bin")
 
 
 # The two ends of the line ----------------------------------------------------------------------------------------
@@ -164,7 +214,7 @@ class Peer:
 
     Attributes
     ----------
-    read, whole : list of str
+    read, whole, stain : list of str
         What it offers.
     versions : dict
     """
@@ -174,10 +224,10 @@ class Peer:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-        self.read, self.whole, self.versions = self._answer()
+        self.read, self.whole, self.stain, self.versions = self._answer()
 
     def ask(self, kind, name, **options):
-        """Do it once, and return the number of patches; `kind` is "read" or "whole"."""
+        """Do it once; "read" and "whole" give the number of patches, "stain" the seconds a patch takes."""
         self._process.stdin.write(json.dumps([kind, name, options]) + "\n")
         self._process.stdin.flush()
         return self._answer()
@@ -212,11 +262,11 @@ def serve():
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    say([offered(READ), offered(WHOLE), versions])
+    say([*map(offered, KINDS.values()), versions])
     for line in sys.stdin:
         kind, name, options = json.loads(line)
         try:
-            say((READ if kind == "read" else WHOLE)[name][0](**options))
+            say(KINDS[kind][name][0](**options))
         except Exception as error:
             say({"error": f"{name}: {type(error).__name__}: {error}"})
 

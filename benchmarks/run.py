@@ -31,7 +31,7 @@ SCRIPTS = (
 )
 #: Which of them take `--quick`, and `--peers`.
 QUICK = {"reading.py", "end_to_end.py", "inference.py", "memory.py"}
-WITH_PEERS = {"reading.py", "end_to_end.py"}
+WITH_PEERS = {"reading.py", "end_to_end.py", "stain.py"}
 
 
 @dataclass

@@ -1,6 +1,8 @@
-"""Stain normalisation: patches a second on one thread, as shares of a memory copy and against torchstain where it is there.
+"""Stain normalisation: patches a second on one thread, as shares of a memory copy and against tiatoolbox and torchstain.
 
-    python benchmarks/stain.py
+    python benchmarks/stain.py [--peers PYTHON]
+
+Those two fit every patch; they are run where this Python, or the one of `--peers` (see `peers.py`), has them.
 
 Ratios are of processor time in one run, the least of several repetitions, so that a busy machine hardly changes them.
 Reinhard's normaliser computes its first 16.8 million pixels and looks the others up, the faster the fewer colours there are.
@@ -9,10 +11,14 @@ Both are timed, and real slides too, where ``../shared/data/slides`` is there.
 
 from __future__ import annotations
 
+import argparse
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from peers import Peer
 from results import found
 
 from pathkit import stain
@@ -34,6 +40,9 @@ def seconds(work, repetitions: int = 25) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peers", action="append", metavar="PYTHON", default=[])
+    options = parser.parse_args()
     architecture = breast(5, size_um=(800, 800))
     fields = [
         scan(architecture, SITES[name].at(0.5), (200, 200), (1024, 1024)) for name in ("north", "island")
@@ -47,19 +56,20 @@ def main() -> None:
         works[f"{method}, fitted once a slide"] = lambda normaliser=normaliser: normaliser(batch, out=out)
     jitter = stain.HedJitter()
     works["HED jitter"] = lambda: jitter(batch, seed=1)
-    copy = None
+    copy, ours = None, {}
     for name, work in works.items():
         work()
         speed = N / seconds(work)
         copy = copy or speed
         if "fitted" in name:
+            ours[name.partition(",")[0]] = speed
             found(f"normalised by {name}, one thread", speed, least=9000, unit="patches/s")
         print(f"{name:32s} {speed:9.0f} patches/s   {speed / copy:6.3f} of a copy")
     print(f"{'fit of a slide, macenko':32s} {1000 * seconds(lambda: stain.fit(fields[0]), 3):9.0f} ms")
     computed_and_looked_up(
         {"this field": fields[0], **real_fields()}, stain.fit(fields[1], method="reinhard")
     )
-    peer(fields, batch, out)
+    theirs(ours, batch[:8], fields[1], options.peers)
 
 
 def patches(field):
@@ -101,20 +111,23 @@ def computed_and_looked_up(fields, target) -> None:
         )
 
 
-def peer(fields, batch, out) -> None:
-    """Torchstain's Macenko, which fits each patch."""
-    try:
-        import torchstain
-    except ImportError:
-        print("torchstain is not installed: not compared")
-        return
-    theirs = torchstain.normalizers.MacenkoNormalizer(backend="numpy")
-    theirs.fit(fields[1])
-    ours = stain.fit(fields[0]).to(stain.fit(fields[1]))
-    few = batch[:8]
-    slow = seconds(lambda: [theirs.normalize(patch, stains=False) for patch in few], 3) / len(few)
-    fast = seconds(lambda: ours(batch, out=out)) / len(batch)
-    print(f"torchstain {1 / slow:.0f} patches/s; ours is {slow / fast:.0f} times as fast")
+def theirs(ours, batch, target, pythons) -> None:
+    """What others make of the same patches."""
+    with tempfile.TemporaryDirectory() as folder:
+        arrays = {"patches": batch, "target": target}
+        for name, array in arrays.items():
+            np.save(Path(folder) / f"{name}.npy", array)
+        for peer in map(Peer, [sys.executable, *pythons]):
+            for name in peer.stain:
+                files = {kind: str(Path(folder) / f"{kind}.npy") for kind in arrays}
+                speed = 1 / peer.ask("stain", name, **files)
+                package, method = name.split()
+                ratio = ours[method] / speed
+                print(
+                    f"{name} {peer.versions[package]}: {speed:.0f} patches/s; ours is {ratio:.0f} times as fast"
+                )
+                found(f"{method}, times {package}", ratio, least=40)
+            peer.close()
 
 
 if __name__ == "__main__":
