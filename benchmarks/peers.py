@@ -134,9 +134,10 @@ def hs2p(backend):
 
 def tiatoolbox(path, size, overlap, threads, mpp):
     from tiatoolbox.tools.patchextraction import SlidingWindowPatchExtractor
+    from tiatoolbox.wsicore.wsireader import OpenSlideWSIReader
 
     patches = SlidingWindowPatchExtractor(
-        input_img=path,
+        input_img=OpenSlideWSIReader(path),  # its own reader of TIFF finds no resolution in pathkit's slides
         input_mask="otsu",
         patch_size=(size, size),
         stride=(size - overlap, size - overlap),
