@@ -57,7 +57,11 @@ def execute(path: Path, *, timeout: int = 900) -> Run:
     """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        shutdown_kernel="immediate",  # a kernel takes seconds to give back what it held, which is no part of the run
+        resources={"metadata": {"path": str(path.parent)}},
     )
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     with (
