@@ -502,7 +502,6 @@ def _exported(network: nn.Module, shape: tuple[int, ...]) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    _core()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = torch.zeros((2, *shape), dtype=torch.uint8)

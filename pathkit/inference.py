@@ -451,9 +451,8 @@ class HeatmapJob(_Job):
         self._store = _Store(out, settings, self.shape, {"block": list(self._block)})
         self.n_patches = 0
         self._blocks: list[NDArray[np.int32]] = []
-        self._n_coarse = (
-            0  # the first blocks, after which it is decided which patches of the others are worth it
-        )
+        #: Of the first blocks; after these it is decided which patches of the others are worth it.
+        self._n_coarse = 0
         self._normalise: Normaliser | None = None
         if self._store.finished is None:
             mask = tissue_mask(slide, mpp=max(8.0, slide.mpp)) if mask is None else mask
@@ -559,8 +558,8 @@ class HeatmapJob(_Job):
         down = self._block[0]
         means, found = mask.box_means(), [np.zeros((0, 2), np.int32)]
         for top in range(-reach, self.shape[0], down):
-            rows = np.mgrid[top : min(top + down, self.shape[0]), -reach : self.shape[1]]
-            places = rows.reshape(2, -1).T.astype(np.int32)
+            grid = np.mgrid[top : min(top + down, self.shape[0]), -reach : self.shape[1]]
+            places = grid.reshape(2, -1).T.astype(np.int32)
             x_um, y_um = (
                 np.rint(places[:, i] * self.cell_um / self.slide.mpp) * self.slide.mpp for i in (1, 0)
             )

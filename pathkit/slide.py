@@ -633,7 +633,6 @@ class _OpenSlideReader(_Reader):
         power = self.properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER)
         self.magnification = float(power) if power else None
         self._tiles = JpegTiles(path, self.level_dimensions if direct else ())
-        self._tests: dict[int, tuple[bool, tuple[int, ...]]] = {}
         stored = path.stat()
         self._file = (stored.st_dev, stored.st_ino, stored.st_size, stored.st_mtime_ns)
         self._lock = threading.Lock()
@@ -700,14 +699,15 @@ class _OpenSlideReader(_Reader):
 
     def _tested(self, level: int) -> tuple[bool, tuple[int, ...]]:
         """Whether a level's tiles are decoded here, and the factors by which they can be reduced."""
-        if level not in self._tests:
+        if level not in self._tiles.levels:
+            return False, ()
+        key = (*self._file, level)
+        if key not in _TESTED:
             with self._lock:
-                key = (*self._file, level)
-                if level in self._tiles.levels and key not in _TESTED:
+                if key not in _TESTED:
                     same = self._equals_openslide(level)
                     _TESTED[key] = (same, self._tiles.good_factors(level) if same else ())
-                self._tests[level] = _TESTED[key] if level in self._tiles.levels else (False, ())
-        return self._tests[level]
+        return _TESTED[key]
 
     def _equals_openslide(self, level: int) -> bool:
         """Whether the telling tiles of a level are what OpenSlide reads there."""
